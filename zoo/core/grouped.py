@@ -1,0 +1,91 @@
+"""What grouped-query attentions share: projections, QK-norm, learned gain, decoding."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from einops import rearrange
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from zoo.core.attend import attend
+from zoo.core.params import Constant, Linear, Role, Use
+from zoo.core.part import ConfigError
+from zoo.core.slots import Attention, HeadSite, Norm, Site
+from zoo.core.wires import Bus
+
+
+def width_of_heads(n_heads: int, head_dim: int | None, dim: int) -> int:
+    """The width of one head: ``head_dim``, or dim / n_heads, which must then divide."""
+    if head_dim is not None:
+        return head_dim
+    if dim % n_heads:
+        raise ConfigError(f"does not divide dim = {dim}; choose a divisor or set head_dim", "n_heads", n_heads)
+    return dim // n_heads
+
+
+class Grouped(Attention):
+    """Attention with H query heads over G key/value heads; ``prefix`` puts learned keys and values ahead of the tokens'."""
+
+    inits = {"gain": Constant(1.0)}
+
+    class Config(Attention.Config):
+        """Knobs that survive a swap between grouped attentions."""
+
+        n_kv_heads: PositiveInt | None = None  # G; None: as many as query heads
+        qk_norm: Norm.Config = Norm.pick("none")  # before the rotation
+        qk_norm_over: Literal["head", "projection"] = "head"  # each head alone (Qwen3), or all heads at once (OLMoE)
+        qk_gain: PositiveFloat | None = None  # first value of a learned factor per query head; None: no factor
+
+    def __init__(self, cfg: Config, site: Site) -> None:
+        super().__init__()
+        heads, groups = cfg.n_heads, cfg.n_kv_heads or cfg.n_heads
+        if heads % groups:
+            raise ConfigError(f"must divide n_heads = {heads}", "n_kv_heads", groups)
+        self.head_dim = h = width_of_heads(heads, cfg.head_dim, site.dim)
+        self.heads, self.groups, self.over = heads, groups, cfg.qk_norm_over
+        self.query = Linear(site.dim, heads * h)
+        self.key = Linear(site.dim, groups * h)
+        self.value_projection = Linear(site.dim, groups * h)
+        self.projection = Linear(heads * h, site.dim, init=Use.OUTPUT)
+        q_width, k_width = (h, h) if cfg.qk_norm_over == "head" else (heads * h, groups * h)
+        self.q_norm: Norm = cfg.child("qk_norm", site.at(q_width))
+        self.k_norm: Norm = cfg.child("qk_norm", site.at(k_width))
+        self.gain = None if cfg.qk_gain is None else nn.Parameter(torch.empty(heads))
+        if cfg.qk_gain is not None:
+            self.inits = {"gain": Constant(cfg.qk_gain)}
+            self.roles = {"gain": Role.CONTROL}
+        self.position = cfg.child("position", site.at(h))
+        self.value = cfg.child("value", site.at(h))
+        place = HeadSite(site.dim, site.n_layers, site.vocab_size, site.context, site.index, heads, h)
+        self.output = nn.ModuleList(cfg.child("output", place))
+
+    def forward(self, x: Tensor, bus: Bus) -> Tensor:
+        q = self._normed(self.query(x), self.q_norm)  # (B, H, T, h)
+        k = self._normed(self.key(x), self.k_norm)  # (B, G, T, h)
+        v = self.value(rearrange(self.value_projection(x), "b t (g h) -> b g t h", g=self.groups), bus)
+        turned, k = self.position(q, bus), self.position(k, bus)
+        if self.gain is not None:
+            gain = self.gain.to(q.dtype)[:, None, None]
+            q, turned = q * gain, turned * gain
+        y = self.mix(q, turned, bus.extend("k", k), bus.extend("v", v), bus)
+        for piece in self.output:
+            y = piece(y, x, v, bus)
+        return self.projection(rearrange(y, "b h t e -> b t (h e)"))
+
+    def mix(self, unturned: Tensor, q: Tensor, k: Tensor, v: Tensor, bus: Bus) -> Tensor:
+        """Queries (B, H, T, h) before and after the rotation, all keys and values so far (B, G, S, h) -> (B, H, T, h)."""
+        return attend(q, k, v, bus, self.head_dim**-0.5)
+
+    def _normed(self, t: Tensor, norm: Norm) -> Tensor:
+        if self.over == "projection":
+            t = norm(t)
+        t = rearrange(t, "b t (n h) -> b n t h", h=self.head_dim)
+        return norm(t) if self.over == "head" else t
+
+    def extra_flops(self, context: int) -> float:
+        return 4.0 * context * self.heads * self.head_dim
+
+    def cache_elements(self) -> int:
+        return 2 * self.groups * self.head_dim

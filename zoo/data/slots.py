@@ -1,0 +1,81 @@
+"""The slots of data: where text comes from and how it becomes tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from zoo.core.part import Part
+
+
+class Document(NamedTuple):
+    """One text with a name that is stable over machines (for messages and for the split)."""
+
+    name: str
+    text: str
+
+
+class Source(Part, slot="source"):
+    """Where text comes from. ``base`` is the folder that relative paths are relative to (the recipe's)."""
+
+    def __init__(self, config: Source.Config, base: Path) -> None:
+        self.config, self.base = config, base
+
+    def split(self) -> tuple[Iterator[Document], Iterator[Document]]:
+        """Training and validation documents, disjoint, in an order that is stable over machines."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A hash of the content that ``split`` yields, cheap enough to ask before every run."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, str]:
+        """What must stand beside every figure made with this text (e.g. the Python version)."""
+        return {}
+
+
+class Tokenizer(Part, slot="tokenizer"):
+    """Text to ids and back. Ids are 0 ... vocab_size - 1; ``bos`` starts every document and covers no bytes.
+
+    ``lossless``: whether decode(encode(text)) == text for every text. ``train`` sees training documents only, and
+    returns bytes (cached by content) from which ``load`` makes the tokenizer usable; kinds with nothing to train return b"".
+    """
+
+    lossless: ClassVar[bool] = True
+
+    def __init__(self, config: Tokenizer.Config, base: Path) -> None:
+        self.config, self.base = config, base
+
+    def train(self, documents: Iterable[Document]) -> bytes:
+        """Learn from training text; the result is what the cache keeps."""
+        return b""
+
+    def load(self, learned: bytes) -> None:
+        """Become usable with what ``train`` returned."""
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides its ids, once loaded."""
+        raise NotImplementedError
+
+    @property
+    def vocab_size(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def bos(self) -> int:
+        raise NotImplementedError
+
+    def encode(self, text: str) -> np.ndarray:
+        """ids (T,) int32 of one document, without bos."""
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; bytes that are no UTF-8 come out as U+FFFD, special tokens as nothing."""
+        raise NotImplementedError
+
+    def byte_lengths(self) -> np.ndarray:
+        """(vocab_size,) int32: raw UTF-8 bytes that each id stands for; special tokens 0."""
+        raise NotImplementedError

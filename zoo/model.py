@@ -1,0 +1,288 @@
+"""The model: an embedding, a stem, a trunk of layers, a norm and a head. It knows slots, never a block.
+
+A Stage is the pure edge around a layer: it is all that the model calls, compiles or recomputes, it gets exactly the wires
+that its blocks declare, and it returns exactly what they wrote. Nothing is remembered in a module during forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import PositiveInt, ValidationError, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.core.cache import Cache
+from zoo.core.params import Embedding, Init, initialise
+from zoo.core.part import ConfigError, Knobs, build_child, faults
+from zoo.core.slots import Block, Head, Layer, Norm, Site, Stem, Trunk, run_stem
+from zoo.core.tree import merge
+from zoo.core.wires import NOISE, OFFERED, SEGMENTS, TOKENS, X0, Bus, Past, Report, Wire, mix
+
+
+class Stage(nn.Module):
+    """A block behind a pure edge: ``(x, inbox, past) -> (x, outbox, report, present)``, tensors in, tensors out."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.parts = {name: part for name, part in block.named_modules() if isinstance(part, Block)}
+        for name, part in self.parts.items():
+            part.scope = name
+        self.reads = _declared(self.parts, "reads")
+        self.writes = _declared(self.parts, "writes")
+
+    def forward(
+        self, x: Tensor, inbox: dict[Wire, Tensor], past: Past | None = None
+    ) -> tuple[Tensor, dict[Wire, Tensor], Report, dict[str, Tensor]]:
+        bus = Bus(inbox, past)
+        x = self.block(x, bus)
+        return x, *bus.close()
+
+
+def _declared(parts: Mapping[str, Block], what: str) -> tuple[Wire, ...]:
+    """The wires that blocks declare, those of their base classes included, each once."""
+    wires = (w for part in parts.values() for c in type(part).__mro__ for w in c.__dict__.get(what, ()))
+    return tuple(dict.fromkeys(wires))
+
+
+class Entrance(nn.ModuleList):
+    """The model's stem as one block."""
+
+    def forward(self, x: Tensor, bus: Bus) -> Tensor:
+        return run_stem(self, x, bus)
+
+
+class ModelConfig(Knobs):
+    """The ``[model]`` table. ``where`` is the only way in which layers differ: select, patch, in order."""
+
+    vocab_size: PositiveInt | None = None  # None: the tokenizer's
+    context: PositiveInt = 256
+    dim: PositiveInt = 128
+    n_layers: PositiveInt = 4
+    init: Init.Config = Init.pick("normal")
+    stem: tuple[Stem.Config, ...] = ()
+    trunk: Trunk.Config = Trunk.pick("plain")
+    layer: Layer.Config = Layer.pick("pre_norm")
+    where: tuple[dict[str, Any], ...] = ()
+    norm: Norm.Config = Norm.pick("rms_norm")
+    head: Head.Config = Head.pick("tied")
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> ModelConfig:
+        try:
+            self.layers()
+        except ConfigError as fault:
+            raise ValueError(str(fault)) from None
+        return self
+
+    def layers(self) -> tuple[Layer.Config, ...]:
+        """The Config of every layer, patches applied.
+
+        Raises:
+            ConfigError: a selection outside the layers, or a patch that the layer's kinds do not know.
+        """
+        if not self.where:
+            return (self.layer,) * self.n_layers
+        tables = [self.layer.model_dump(exclude_none=True)] * self.n_layers
+        for i, entry in enumerate(self.where):
+            patch = {name: value for name, value in entry.items() if name != "layers"}
+            try:
+                for index in select(entry.get("layers"), self.n_layers):
+                    tables[index] = merge(Layer.Config, tables[index], patch)
+                    Layer.parse(tables[index])
+            except ConfigError as fault:
+                raise fault.under(f"where[{i}]") from None
+            except ValidationError as fault:
+                raise faults(fault)[0].under(f"where[{i}]") from None
+        return tuple(Layer.parse(table) for table in tables)
+
+
+def select(pattern: Any, n_layers: int) -> list[int]:
+    """Layer numbers of ``"all"``, ``"3"``, ``"-4:"``, ``"::2"``, or several of them with commas between.
+
+    Raises:
+        ConfigError: not such a pattern, or a layer that does not exist.
+    """
+    chosen: list[int] = []
+    for piece in str(pattern).split(","):
+        try:
+            bounds = (
+                [int(b) if b.strip() else None for b in piece.split(":")] if piece.strip() != "all" else [None, None]
+            )
+            found = range(n_layers)[slice(*bounds)] if len(bounds) > 1 else [range(n_layers)[bounds[0]]]
+        except (ValueError, TypeError, IndexError):
+            found = []
+        if not found:
+            raise ConfigError(f'selects none of the {n_layers} layers; write e.g. "-4:" or "0,2"', "layers", pattern)
+        chosen += found
+    return chosen
+
+
+class Out(NamedTuple):
+    """What a call returns. With targets ``logits`` is None, without them ``nll`` is."""
+
+    nll: Tensor | None  # (B, T) nats per token
+    logits: Tensor | None  # (B, T, V)
+    losses: dict[str, Tensor]  # auxiliary losses summed over layers by name; never part of nll
+    stats: dict[str, Tensor]  # "<stage>.<block>/<name>", detached
+
+
+class Model(nn.Module):
+    """A decoder language model assembled from parts.
+
+    Args:
+        config: the ``[model]`` tree, with ``vocab_size`` known.
+        stream: the dtype of the residual stream; None: that of the parameters. Parameters stay as they are.
+        seed: seed of the first draw; None leaves the parameters undefined (to be loaded).
+
+    Raises:
+        ConfigError: parts that do not fit together, with the dotted path.
+    """
+
+    def __init__(self, config: ModelConfig, stream: torch.dtype | None = None, seed: int | None = 0) -> None:
+        super().__init__()
+        if config.vocab_size is None:
+            raise ConfigError("is not known: set it, or build the model from a recipe with a tokenizer", "vocab_size")
+        self.config, self.stream, self.recompute = config, stream, False
+        site = Site(config.dim, config.n_layers, config.vocab_size, config.context)
+        self.embedding = Embedding(config.vocab_size, config.dim)
+        self.stem = Entrance(build_child(config, "stem", site))
+        self.layer = nn.ModuleList(_build_layer(c, site, i) for i, c in enumerate(config.layers()))
+        self.trunk: Trunk = build_child(config, "trunk", site)
+        self.norm: Norm = build_child(config, "norm", site)
+        self.head: Head = build_child(config, "head", site, self.embedding)
+        self.stages = [Stage(self.stem), *(Stage(layer) for layer in self.layer)]  # a plain list: views, not children
+        self._check_wires()
+        if self.embedding.weight.is_meta:
+            self._check_shapes()
+            return
+        with torch.device("meta"):
+            Model(config, stream, seed=None)
+        if seed is not None:
+            initialise(self, seed, config.init.build(), config.n_layers)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        noise: Tensor | None = None,
+    ) -> Out:
+        """tokens (B, T), targets (B, T) or None, segments (B, T): the document of each token.
+
+        With a ``cache`` the call goes on where the last one stopped. ``noise`` is ``noise_key(seed, step, micro_step)``.
+        """
+        if cache is not None:
+            segments = cache.admit(tokens, segments)
+        wires: dict[Wire, Tensor] = {TOKENS: tokens}
+        if segments is not None:
+            wires[SEGMENTS] = segments
+        losses: dict[str, Tensor] = {}
+        stats: dict[str, Tensor] = {}
+        x = self.embedding(tokens)
+        x = x if self.stream is None else x.to(self.stream)
+        steps = [self._step(i, wires, losses, stats, cache, noise) for i in range(len(self.stages))]
+        x = wires[X0] = steps[0](x)
+        x = self.norm(self.trunk(x, steps[1:]))
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        if targets is None:
+            return Out(None, self.head.logits(x), losses, stats)
+        return Out(self.head.nll(x, targets), None, losses, stats)
+
+    def _step(
+        self,
+        index: int,
+        wires: dict[Wire, Tensor],
+        losses: dict[str, Tensor],
+        stats: dict[str, Tensor],
+        cache: Cache | None,
+        noise: Tensor | None,
+    ) -> Callable[[Tensor], Tensor]:
+        """One stage as a function of the stream alone; what it writes and reports goes into the tables."""
+        stage = self.stages[index]
+
+        def run(x: Tensor) -> Tensor:
+            inbox = {wire: wires[wire] for wire in stage.reads if wire in wires}
+            if noise is not None:
+                inbox[NOISE] = mix(mix(noise.to(x.device)) + index)
+            if self.recompute and torch.is_grad_enabled() and cache is None:
+                x, outbox, report, _ = checkpoint(stage, x, inbox, use_reentrant=False, preserve_rng_state=False)
+            elif cache is None:
+                x, outbox, report, _ = stage(x, inbox)
+            else:
+                x, outbox, report, cache.stages[index] = stage(x, inbox, cache.past(index))
+            wires.update(outbox)
+            for key, value in report.losses.items():
+                name = key.rpartition("/")[2]
+                losses[name] = losses[name] + value if name in losses else value
+            stats.update({_stat_key(index, key): value for key, value in report.stats.items()})
+            return x
+
+        return run
+
+    def cache(self, batch: int, capacity: int) -> Cache:
+        """An empty memory for decoding ``batch`` rows of up to ``capacity`` tokens each."""
+        return Cache(batch, capacity, len(self.stages))
+
+    @torch.no_grad()
+    def after_step(self, stats: Mapping[str, Tensor]) -> None:
+        """Give every block its own stats, summed over micro-batches and ranks, once the optimizer has stepped."""
+        for index, stage in enumerate(self.stages):
+            for scope, part in stage.parts.items():
+                prefix = _stat_key(index, f"{scope}/")
+                if own := {k.removeprefix(prefix): v for k, v in stats.items() if k.startswith(prefix)}:
+                    part.after_step(own)
+
+    def compile_stages(self, backend: str = "inductor") -> None:
+        """Compile layer by layer: one graph serves all layers of equal structure."""
+        for stage in self.stages:
+            stage.compile(backend=backend)
+
+    def _check_wires(self) -> None:
+        """Every read has an earlier writer of the same shape, or a ConfigError names both."""
+        live = {wire.name: (wire, "the model") for wire in OFFERED}
+        for index, stage in enumerate(self.stages):
+            for wire in (*stage.writes, *stage.reads):
+                known, writer = live.get(wire.name, (wire, ""))
+                if known.shape != wire.shape:
+                    raise ConfigError(
+                        f"wire {wire.name!r} is written by {writer} as ({known.shape}) but "
+                        f"{_stage_name(index)} takes it as ({wire.shape})"
+                    )
+                if not writer and wire not in stage.writes:
+                    raise ConfigError(f"{_stage_name(index)} reads wire {wire.name!r}, which nothing before it writes")
+            live = {wire.name: (wire, _stage_name(index)) for wire in stage.writes if wire.name not in live} | live
+
+    @torch.no_grad()
+    def _check_shapes(self) -> None:
+        """One call on the meta device, so that shapes that do not fit fail here and by name."""
+        tokens = torch.zeros(2, min(8, self.config.context), dtype=torch.long, device="meta")
+        training = self.training
+        self.eval()
+        try:
+            self(tokens, tokens)
+        finally:
+            self.train(training)
+
+
+def _build_layer(config: Layer.Config, site: Site, index: int) -> Layer:
+    try:
+        return config.build(replace(site, index=index))
+    except ConfigError as fault:
+        raise ConfigError(f"{fault.message} (layer {index})", fault.path, fault.value).under("layer") from None
+
+
+def _stage_name(index: int) -> str:
+    return "stem" if index == 0 else f"layer.{index - 1}"
+
+
+def _stat_key(index: int, key: str) -> str:
+    """``layer.3`` + ``ffn/load`` -> ``layer.3.ffn/load``."""
+    return f"{_stage_name(index)}{'' if key.startswith('/') else '.'}{key}"

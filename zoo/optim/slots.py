@@ -1,0 +1,84 @@
+"""The slots of training: what moves parameters, how the learning rate runs, and which weights are scored in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+
+from zoo.core.part import Part, PartConfig
+
+
+class Optimizer(Part, slot="optimizer"):
+    """Moves the parameters of one role. Built with their (full name, parameter) pairs.
+
+    ``step(scale, step)`` makes update number ``step`` (from 1) at ``lr * scale``, from the gradients in ``.grad`` (a None
+    gradient means: leave that parameter alone).
+    """
+
+    class Config(PartConfig):
+        """Knobs that survive a swap of optimizer, except that rates rarely mean the same: see ``notes``."""
+
+        lr: PositiveFloat = 1e-3
+        weight_decay: NonNegativeFloat = 0.0
+
+    def __init__(self, config: Config, named: Iterable[tuple[str, nn.Parameter]]) -> None:
+        self.config = config
+        self.named = list(named)
+
+    def step(self, scale: float, step: int) -> None:
+        """One update, in place."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that must be saved to go on exactly, as flat tensors: ``<full name>/<what>``."""
+        raise NotImplementedError
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        raise NotImplementedError
+
+    def bytes_per_parameter(self) -> float:
+        """Optimizer state per parameter, for the memory estimate."""
+        raise NotImplementedError
+
+
+class Schedule(Part, slot="schedule"):
+    """The factor on every learning rate at update number ``step`` of ``total``, both counted from 1."""
+
+    def __init__(self, config: Schedule.Config) -> None:
+        self.config = config
+
+    def scale(self, step: int, total: int) -> float:
+        """Factor of update ``step`` (1 ... total)."""
+        raise NotImplementedError
+
+    def check(self, total: int) -> None:
+        """Raise ConfigError (path: the knob) where the schedule does not fit a run of ``total`` updates."""
+
+
+class Average(Part, slot="average"):
+    """Weights averaged over training, kept beside the model's own in fp32 and used for the final score.
+
+    Built with the model. Parameters are averaged; buffers (selection biases) are copied from the live model.
+    """
+
+    def __init__(self, config: Average.Config, model: nn.Module) -> None:
+        self.config = config
+
+    def update(self, model: nn.Module, step: int, total: int, scale: float) -> None:
+        """See the weights after update ``step`` (from 1) of ``total``, made at learning-rate factor ``scale``."""
+        raise NotImplementedError
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """The averaged parameters by full name, fp32; None where there is nothing but the live weights."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that must be saved to go on exactly."""
+        raise NotImplementedError
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        raise NotImplementedError

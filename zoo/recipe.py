@@ -1,0 +1,76 @@
+"""The recipe: a TOML tree that is the config tree that is the module tree."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from zoo.core.params import Role
+from zoo.core.part import Knobs
+from zoo.data.slots import Source, Tokenizer
+from zoo.model import ModelConfig
+from zoo.optim.slots import Average, Optimizer, Schedule
+from zoo.scoring.slots import Scorer
+
+
+class DataConfig(Knobs):
+    """``[data]``: text and tokens."""
+
+    source: Source.Config = Source.pick("stdlib")
+    tokenizer: Tokenizer.Config = Tokenizer.pick("byte")
+    document_mask: Literal["none", "segments"] = "none"  # whether attention may cross documents packed into one row
+    train_bytes: PositiveInt | None = None  # use at most this much training text, whole documents in order; None: all
+    valid_bytes: PositiveInt | None = None  # likewise for validation
+
+
+class TrainConfig(Knobs):
+    """``[train]``: the budget (exactly one of steps, tokens, seconds) and how a step is made."""
+
+    steps: PositiveInt | None = None
+    tokens: PositiveInt | None = None
+    seconds: PositiveFloat | None = None
+    batch: PositiveInt = 8  # rows of model.context tokens in one micro-batch
+    accumulate: PositiveInt = 1  # micro-batches per step
+    clip: PositiveFloat | None = 1.0  # largest global gradient norm; None: not clipped
+    targets: Literal["next", "unshifted"] = "next"  # "unshifted" exists to demonstrate the fault; guards refuse it
+    recompute: Literal["none", "layers"] = "none"  # keep each layer's input only and compute it again in the backward
+    compile: Literal["none", "layers"] = "none"
+    log_every: PositiveInt = 10  # steps
+    evaluate_every: PositiveInt | None = None  # steps; None: at the end only
+    checkpoint_every: PositiveInt | None = None  # steps; None: at the end only
+    seed: NonNegativeInt = 0
+
+
+class EvaluateConfig(Knobs):
+    """``[evaluate]``: the plan by which every arm is scored."""
+
+    scorer: Scorer.Config = Scorer.pick("plain")
+    batch: PositiveInt = 16  # rows per call
+    during_tokens: PositiveInt = 16_384  # tokens scored during training; the final score takes all
+
+
+class MachineConfig(Knobs):
+    """``[machine]``: where it runs, settled before the run because each of these changes bits."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # of the residual stream
+    threads: NonNegativeInt = 0  # 0: as many as there are cores
+    profile: str = "full"
+
+
+class Recipe(Knobs):
+    """One trial, wholly said: every knob that can change a number, and nothing else."""
+
+    name: str = "recipe"
+    variant: str = "baseline"
+    as_published: Literal["yes", "no"] = Field("no", description="whether kinds that replicate a defect may train")
+    plugins: tuple[str, ...] = ()
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    optim: dict[Role, Optimizer.Config] = Field(default_factory=dict)
+    schedule: Schedule.Config = Schedule.pick("constant")
+    average: Average.Config = Average.pick("none")
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    machine: MachineConfig = Field(default_factory=MachineConfig)
