@@ -1,0 +1,104 @@
+"""Where a trial runs: device, stream dtype and threads, settled before the run because each of them changes bits."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from zoo.core.part import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def settle_device(asked: str) -> str:
+    """``auto`` becomes cuda, mps or cpu, whichever is there first.
+
+    Raises:
+        ConfigError: a device that this machine does not have.
+    """
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise ConfigError("is no device; write auto, cpu, cuda, cuda:1 or mps", "device", asked) from None
+    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    if missing or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise ConfigError("this machine has no such device", "device", asked)
+    return asked
+
+
+def settle_dtype(asked: str, device: str) -> str:
+    """``auto`` becomes bfloat16 where matrix products in it are fast, else float32."""
+    if asked != "auto":
+        return asked
+    fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else device == "cpu" and _cpu_has_fast_bf16()
+    return "bfloat16" if fast else "float32"
+
+
+def settle_threads(asked: int) -> int:
+    """0 becomes the number of cores that this process may use."""
+    if asked:
+        return asked
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_has_fast_bf16() -> bool:
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists():
+        return False
+    words = set(flags.read_text().split())
+    return bool({"avx512_bf16", "amx_bf16"} & words)
+
+
+class PeakMemory:
+    """Peak bytes since it was made: of the device's allocator on a GPU, of the process's resident set elsewhere."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        if device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            try:
+                Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, Linux only
+            except OSError:
+                pass
+
+    def read(self) -> int:
+        """Bytes; on systems that cannot reset the counter, since the process began."""
+        if self.device.startswith("cuda"):
+            return torch.cuda.max_memory_allocated(self.device)
+        status = Path("/proc/self/status")
+        if status.exists():
+            line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+            return int(line.split()[1]) * 1024
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def facts(device: str) -> dict[str, str]:
+    """What must stand beside a figure: processor or GPU, system, versions."""
+    import numpy
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name()
+    return {
+        "machine": name,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    rows = info.read_text().splitlines() if info.exists() else []
+    name = next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), platform.processor())
+    return f"{name}, {settle_threads(0)} cores"

@@ -1,0 +1,393 @@
+"""The one loop: a resolved recipe and its prepared data in, a Result out.
+
+The reported loss is the mean nats per token of the next-token targets and nothing else; auxiliary losses are optimised
+beside it and logged under their own names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+import torch
+from torch import Tensor
+
+from zoo import machine
+from zoo.core.params import Role, entries
+from zoo.core.part import ConfigError, Knobs
+from zoo.core.wires import noise_key
+from zoo.cost import cost_of
+from zoo.data.batches import Batches
+from zoo.model import Model, Out
+from zoo.optim.slots import Average, Optimizer, Schedule
+from zoo.recipe import Recipe
+from zoo.scoring.slots import Score
+
+if TYPE_CHECKING:
+    from zoo.data.prepare import Prepared
+
+
+class Progress(NamedTuple):
+    """What a watcher is told at every logged step."""
+
+    step: int
+    total: int  # with a budget in seconds: the present estimate
+    loss: float  # mean nats per token since the last report
+    lr: float
+    tokens: int
+    tokens_per_second: float
+    elapsed: float  # seconds
+    memory: int  # bytes, peak so far
+    valid_bpb: float | None  # bits per byte on the part of the validation text that is scored during training
+
+
+class Result(Knobs):
+    """What one trial came to. Losses are nats per token; ``reason`` says why a trial is not ``done``."""
+
+    status: str
+    reason: str = ""
+    name: str
+    variant: str
+    seed: int
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0  # of training, evaluation not counted
+    tokens_per_second: float = 0.0
+    initial_loss: float | None = None  # of the first batch, before any update
+    train_loss: float | None = None  # mean over the last tenth of the steps
+    valid_loss: float | None = None
+    bits_per_byte: float | None = None
+    valid_tokens: int = 0
+    valid_bytes: int = 0
+    parameters: int = 0
+    active_parameters: int = 0
+    flops_per_token: float = 0.0
+    peak_memory: int = 0
+    facts: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+    address: str = ""
+
+
+class Diverged(Exception):
+    """The loss or the gradient left the finite numbers at ``step``."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"diverged at step {step}: last good step {step - 1}")
+        self.step = step
+
+
+Watch = Callable[[Progress], None]
+
+
+def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch) -> Result:
+    """Train one trial and score it.
+
+    Args:
+        recipe: resolved; ``machine`` says where it runs.
+        prepared: the token streams, see zoo.data.prepare.
+        folder: an existing folder for ``log.jsonl`` and ``checkpoints/``.
+        watch: called at every logged step.
+
+    Returns:
+        the Result, with status ``done`` or ``diverged``.
+
+    Raises:
+        ConfigError: a recipe that cannot be trained, before anything has been computed.
+    """
+    settled = recipe.machine
+    torch.set_num_threads(machine.settle_threads(settled.threads))
+    with (folder / "log.jsonl").open("w") as log:
+        loop = Loop(recipe, prepared, watch, log)
+        try:
+            loop.run()
+        except Diverged as fault:
+            return loop.result("diverged", str(fault), None)
+        with averaged(loop.model, loop.average):
+            score = loop.score(None)
+            loop.save(folder / "checkpoints")
+    return loop.result("done", "", score)
+
+
+def total_steps(recipe: Recipe) -> int | None:
+    """The number of updates that the budget allows; None for a budget in seconds.
+
+    Raises:
+        ConfigError: no budget, or more than one.
+    """
+    budget = recipe.train
+    given = [name for name in ("steps", "tokens", "seconds") if getattr(budget, name) is not None]
+    if len(given) != 1:
+        raise ConfigError(f"needs exactly one of steps, tokens, seconds; it has {given or 'none'}", "train")
+    if budget.seconds is not None:
+        return None
+    return budget.steps or math.ceil(budget.tokens / tokens_per_step(recipe))
+
+
+def tokens_per_step(recipe: Recipe) -> int:
+    """Tokens in one update: rows x accumulation x context."""
+    return recipe.train.batch * recipe.train.accumulate * recipe.model.context
+
+
+def build_optimizers(model: Model, optim: dict[Role, Optimizer.Config]) -> dict[Role, Optimizer]:
+    """One optimizer per role that the model has.
+
+    Raises:
+        ConfigError: a role of the model without an optimizer.
+    """
+    named: dict[Role, list[tuple[str, torch.nn.Parameter]]] = {}
+    for entry in entries(model):
+        named.setdefault(entry.role, []).append((entry.name, entry.parameter))
+    built = {}
+    for role, parameters in named.items():
+        if role not in optim:
+            raise ConfigError(f"no optimizer for {role} parameters such as {parameters[0][0]}", f"optim.{role}")
+        try:
+            built[role] = optim[role].build(parameters)
+        except ConfigError as fault:
+            raise fault.under(f"optim.{role}") from None
+    return built
+
+
+class Loop:
+    """The state of one run: model, optimizers, schedule, average, data position, log."""
+
+    def __init__(self, recipe: Recipe, prepared: Prepared, watch: Watch, log: TextIO) -> None:
+        self.recipe, self.prepared, self.watch, self.log = recipe, prepared, watch, log
+        self.device = machine.settle_device(recipe.machine.device)
+        self.dtype = machine.settle_dtype(recipe.machine.dtype, self.device)
+        self.total = total_steps(recipe)
+        self.schedule: Schedule = recipe.schedule.build()
+        if self.total is not None:
+            try:
+                self.schedule.check(self.total)
+            except ConfigError as fault:
+                raise fault.under("schedule") from None
+        self.memory = machine.PeakMemory(self.device)
+        self.model = self._build_model()
+        self.optimizers = build_optimizers(self.model, recipe.optim)
+        self.average: Average = recipe.average.build(self.model)
+        self.batches = Batches(
+            prepared.train,
+            context=recipe.model.context,
+            rows=recipe.train.batch,
+            seed=recipe.train.seed,
+            bos=prepared.tokenizer.bos,
+            document_mask=recipe.data.document_mask,
+        )
+        self.step, self.seconds = 0, 0.0
+        self.losses: list[Tensor] = []  # one scalar per step, on the device
+
+    def _build_model(self) -> Model:
+        recipe = self.recipe
+        stream = machine.DTYPES[self.dtype]
+        model = Model(recipe.model, stream=stream, seed=recipe.train.seed)
+        if stream is torch.float64:
+            model = model.double()
+        model = model.to(self.device)
+        model.recompute = recipe.train.recompute == "layers"
+        if recipe.train.compile == "layers":
+            model.compile_stages()
+        return model
+
+    def run(self) -> None:
+        """Updates until the budget is spent."""
+        plan, checked = self.recipe.train, 0
+        while not self._spent():
+            began = time.perf_counter()
+            self._update()
+            last = self._spent_after(time.perf_counter() - began)
+            if self.step % plan.log_every == 0 or self.step == 1 or last:
+                checked = self._check_finite(checked)
+                self.seconds += time.perf_counter() - began
+                self._report(self._evaluated(last))
+            else:
+                self.seconds += time.perf_counter() - began
+
+    def _spent(self) -> bool:
+        return self._spent_after(0.0)
+
+    def _spent_after(self, more: float) -> bool:
+        if self.total is not None:
+            return self.step >= self.total
+        return self.seconds + more >= self.recipe.train.seconds
+
+    def expected_steps(self) -> int:
+        """The number of updates of the whole run; with a budget in seconds, the estimate at this moment."""
+        if self.total is not None:
+            return self.total
+        share = self.seconds / self.recipe.train.seconds
+        return max(self.step + 1, round(self.step / share)) if share > 0 and self.step else 1_000_000
+
+    def _update(self) -> None:
+        """One update: micro-batches, clipping, optimizers, averages, and what the blocks do after a step."""
+        recipe, step = self.recipe, self.step + 1
+        self.model.train()
+        stats: dict[str, Tensor] = {}
+        nll = torch.zeros((), device=self.device)
+        for micro in range(recipe.train.accumulate):
+            out = self._forward(step, micro)
+            mean = out.nll.mean()
+            loss = sum(out.losses.values(), mean) / recipe.train.accumulate
+            loss.backward()
+            nll += mean.detach().float() / recipe.train.accumulate
+            gather(stats, out.stats)
+        if recipe.train.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.train.clip)
+        total = self.expected_steps()
+        scale = self.schedule.scale(step, total)
+        for optimizer in self.optimizers.values():
+            optimizer.step(scale, step)
+        self.model.zero_grad(set_to_none=True)
+        self.model.after_step(stats)
+        self.average.update(self.model, step, total, scale)
+        self.losses.append(nll)
+        self.step, self.scale = step, scale
+
+    def _forward(self, step: int, micro: int) -> Out:
+        inputs, targets, segments = self.batches.batch(step, micro)
+        targets = inputs if self.recipe.train.targets == "unshifted" else targets
+        put = [None if t is None else t.to(self.device, non_blocking=True) for t in (inputs, targets, segments)]
+        noise = noise_key(self.recipe.train.seed, step, micro)
+        return self.model(put[0], put[1], segments=put[2], noise=noise)
+
+    def _check_finite(self, since: int) -> int:
+        """Raise Diverged at the first step since the last look whose loss is no number."""
+        recent = torch.stack(self.losses[since:])
+        bad = (~recent.isfinite()).nonzero()
+        if len(bad):
+            raise Diverged(since + int(bad[0]) + 1)
+        return len(self.losses)
+
+    def _evaluated(self, last: bool) -> Score | None:
+        every = self.recipe.train.evaluate_every
+        if last or every is None or self.step % every:
+            return None
+        return self.score(self.recipe.evaluate.during_tokens)
+
+    def score(self, n_tokens: int | None) -> Score:
+        """Score the validation text (its first ``n_tokens`` tokens, or all of it) with the weights as they are."""
+        plan, prepared = self.recipe.evaluate, self.prepared
+        tokens = prepared.valid if n_tokens is None else prepared.valid[: n_tokens + 1]
+        self.model.eval()
+        with torch.no_grad():
+            return plan.scorer.build().score(
+                self.model, tokens, prepared.byte_lengths, self.recipe.model.context, plan.batch
+            )
+
+    def _report(self, score: Score | None) -> None:
+        every = self.recipe.train.log_every
+        recent = self.losses[-((self.step - 1) % every + 1) :]
+        tokens = self.step * tokens_per_step(self.recipe)
+        progress = Progress(
+            step=self.step,
+            total=self.expected_steps(),
+            loss=float(torch.stack(recent).double().mean()),
+            lr=self.learning_rates()[0] * self.scale,
+            tokens=tokens,
+            tokens_per_second=tokens / self.seconds,
+            elapsed=self.seconds,
+            memory=self.memory.read(),
+            valid_bpb=None if score is None else score.bits_per_byte,
+        )
+        self.log.write(json.dumps({k: v for k, v in progress._asdict().items() if v is not None}) + "\n")
+        self.log.flush()
+        self.watch(progress)
+
+    def learning_rates(self) -> list[float]:
+        """The base rates by role, that of matrices first."""
+        order = sorted(self.optimizers, key=lambda role: role is not Role.MATRIX)
+        return [self.optimizers[role].config.lr for role in order]
+
+    def save(self, folder: Path) -> None:
+        """The weights that were scored, and nothing else."""
+        from zoo.checkpoint import save
+
+        save(folder, self.step, dict(self.model.state_dict()), {"step": self.step})
+
+    def result(self, status: str, reason: str, score: Score | None) -> Result:
+        """The Result of the run so far."""
+        recipe, cost = self.recipe, cost_of(self.model)
+        tail = self.losses[-max(1, len(self.losses) // 10) :]
+        return Result(
+            status=status,
+            reason=reason,
+            name=recipe.name,
+            variant=recipe.variant,
+            seed=recipe.train.seed,
+            steps=self.step,
+            tokens=self.step * tokens_per_step(recipe),
+            seconds=self.seconds,
+            tokens_per_second=self.step * tokens_per_step(recipe) / self.seconds if self.seconds else 0.0,
+            initial_loss=_finite(self.losses[0]) if self.losses else None,
+            train_loss=_finite(torch.stack(tail).double().mean()) if tail else None,
+            valid_loss=None if score is None else score.nats_per_token,
+            bits_per_byte=None if score is None else score.bits_per_byte,
+            valid_tokens=0 if score is None else score.tokens,
+            valid_bytes=0 if score is None else score.bytes,
+            parameters=cost.parameters,
+            active_parameters=cost.active_parameters,
+            flops_per_token=cost.flops_per_token,
+            peak_memory=self.memory.read(),
+            facts=self._facts(),
+            notes=_notes(recipe),
+        )
+
+    def _facts(self) -> dict[str, str]:
+        run = {"device": self.device, "dtype": self.dtype, "threads": str(torch.get_num_threads())}
+        return {**self.prepared.facts, **machine.facts(self.device), **run, "profile": self.recipe.machine.profile}
+
+
+def gather(total: dict[str, Tensor], new: dict[str, Tensor]) -> None:
+    """Add one micro-batch's stats to the step's: figures are summed by name."""
+    for name, value in new.items():
+        total[name] = total[name] + value if name in total else value
+
+
+@contextmanager
+def averaged(model: Model, average: Average) -> Iterator[None]:
+    """The model with its averaged weights inside the block, its own outside. Buffers stay the live ones."""
+    weights = average.weights()
+    if weights is None:
+        yield
+        return
+    own = {name: p.detach().clone() for name, p in model.named_parameters()}
+    _load(model, weights)
+    try:
+        yield
+    finally:
+        _load(model, own)
+
+
+@torch.no_grad()
+def _load(model: Model, weights: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+
+
+def _finite(value: Tensor) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _notes(recipe: Recipe) -> tuple[str, ...]:
+    """What the chosen kinds say a reader has to know, each once."""
+    found: dict[str, None] = {}
+
+    def visit(value: Any) -> None:
+        if hasattr(value, "notes"):
+            found.update(dict.fromkeys(value.notes()))
+        if isinstance(value, Knobs):
+            for name in type(value).model_fields:
+                visit(getattr(value, name))
+        elif isinstance(value, tuple):
+            for item in value:
+                visit(item)
+
+    for layer in recipe.model.layers():
+        visit(layer)
+    return tuple(found)
