@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -64,10 +65,8 @@ class PeakMemory:
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            try:
+            with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, Linux only
-            except OSError:
-                pass
 
     def read(self) -> int:
         """Bytes; on systems that cannot reset the counter, since the process began."""

@@ -9,68 +9,28 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 from torch import Tensor
 
 from zoo import machine
 from zoo.core.params import Role, entries
-from zoo.core.part import ConfigError, Knobs
+from zoo.core.part import ConfigError
 from zoo.core.wires import noise_key
 from zoo.cost import cost_of
 from zoo.data.batches import Batches
 from zoo.model import Model, Out
 from zoo.optim.slots import Average, Optimizer, Schedule
 from zoo.recipe import Recipe
+from zoo.result import Progress, Result, Watch, notes
 from zoo.scoring.slots import Score
 
 if TYPE_CHECKING:
     from zoo.data.prepare import Prepared
-
-
-class Progress(NamedTuple):
-    """What a watcher is told at every logged step."""
-
-    step: int
-    total: int  # with a budget in seconds: the present estimate
-    loss: float  # mean nats per token since the last report
-    lr: float
-    tokens: int
-    tokens_per_second: float
-    elapsed: float  # seconds
-    memory: int  # bytes, peak so far
-    valid_bpb: float | None  # bits per byte on the part of the validation text that is scored during training
-
-
-class Result(Knobs):
-    """What one trial came to. Losses are nats per token; ``reason`` says why a trial is not ``done``."""
-
-    status: str
-    reason: str = ""
-    name: str
-    variant: str
-    seed: int
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0  # of training, evaluation not counted
-    tokens_per_second: float = 0.0
-    initial_loss: float | None = None  # of the first batch, before any update
-    train_loss: float | None = None  # mean over the last tenth of the steps
-    valid_loss: float | None = None
-    bits_per_byte: float | None = None
-    valid_tokens: int = 0
-    valid_bytes: int = 0
-    parameters: int = 0
-    active_parameters: int = 0
-    flops_per_token: float = 0.0
-    peak_memory: int = 0
-    facts: dict[str, str] = {}
-    notes: tuple[str, ...] = ()
-    address: str = ""
 
 
 class Diverged(Exception):
@@ -79,9 +39,6 @@ class Diverged(Exception):
     def __init__(self, step: int) -> None:
         super().__init__(f"diverged at step {step}: last good step {step - 1}")
         self.step = step
-
-
-Watch = Callable[[Progress], None]
 
 
 def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch) -> Result:
@@ -334,7 +291,7 @@ class Loop:
             flops_per_token=cost.flops_per_token,
             peak_memory=self.memory.read(),
             facts=self._facts(),
-            notes=_notes(recipe),
+            notes=notes(recipe),
         )
 
     def _facts(self) -> dict[str, str]:
@@ -372,22 +329,3 @@ def _load(model: Model, weights: dict[str, Tensor]) -> None:
 def _finite(value: Tensor) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _notes(recipe: Recipe) -> tuple[str, ...]:
-    """What the chosen kinds say a reader has to know, each once."""
-    found: dict[str, None] = {}
-
-    def visit(value: Any) -> None:
-        if hasattr(value, "notes"):
-            found.update(dict.fromkeys(value.notes()))
-        if isinstance(value, Knobs):
-            for name in type(value).model_fields:
-                visit(getattr(value, name))
-        elif isinstance(value, tuple):
-            for item in value:
-                visit(item)
-
-    for layer in recipe.model.layers():
-        visit(layer)
-    return tuple(found)

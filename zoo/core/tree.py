@@ -18,6 +18,8 @@ from zoo.core.part import ConfigError, Knobs, Part, PartConfig, nearest
 Table = dict[str, Any]
 Kinds = Mapping[str, Mapping[str, Table]]  # slot -> kind -> knobs: what a bare name means in this recipe
 
+NO_KINDS: Kinds = types.MappingProxyType({})
+
 
 class Holds(Enum):
     """How many parts a knob holds."""
@@ -60,7 +62,7 @@ def is_slot(config: type[Knobs]) -> bool:
     return issubclass(config, PartConfig) and config.part.kind is None
 
 
-def merge(config: type[Knobs], base: Any, patch: Any, kinds: Kinds = {}) -> Any:
+def merge(config: type[Knobs], base: Any, patch: Any, kinds: Kinds = NO_KINDS) -> Any:
     """``patch`` laid over ``base`` (None: over nothing), every bare kind name expanded to its table.
 
     Args:

@@ -1,0 +1,72 @@
+"""What training tells: progress while it runs, and the Result in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from zoo.core.part import Knobs
+from zoo.recipe import Recipe
+
+
+class Progress(NamedTuple):
+    """What a watcher is told at every logged step."""
+
+    step: int
+    total: int  # with a budget in seconds: the present estimate
+    loss: float  # mean nats per token since the last report
+    lr: float
+    tokens: int
+    tokens_per_second: float
+    elapsed: float  # seconds
+    memory: int  # bytes, peak so far
+    valid_bpb: float | None  # bits per byte on the part of the validation text that is scored during training
+
+
+class Result(Knobs):
+    """What one trial came to. Losses are nats per token; ``reason`` says why a trial is not ``done``."""
+
+    status: str
+    reason: str = ""
+    name: str
+    variant: str
+    seed: int
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0  # of training, evaluation not counted
+    tokens_per_second: float = 0.0
+    initial_loss: float | None = None  # of the first batch, before any update
+    train_loss: float | None = None  # mean over the last tenth of the steps
+    valid_loss: float | None = None
+    bits_per_byte: float | None = None
+    valid_tokens: int = 0
+    valid_bytes: int = 0
+    parameters: int = 0
+    active_parameters: int = 0
+    flops_per_token: float = 0.0
+    peak_memory: int = 0
+    facts: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+    address: str = ""
+
+
+Watch = Callable[[Progress], None]
+
+
+def notes(recipe: Recipe) -> tuple[str, ...]:
+    """What the chosen kinds say a reader has to know, each once."""
+    found: dict[str, None] = {}
+
+    def visit(value: Any) -> None:
+        if hasattr(value, "notes"):
+            found.update(dict.fromkeys(value.notes()))
+        if isinstance(value, Knobs):
+            for name in type(value).model_fields:
+                visit(getattr(value, name))
+        elif isinstance(value, tuple):
+            for item in value:
+                visit(item)
+
+    for layer in recipe.model.layers():
+        visit(layer)
+    return tuple(found)
