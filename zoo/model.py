@@ -19,6 +19,7 @@ from zoo.core.cache import Cache
 from zoo.core.params import Embedding, Init, initialise
 from zoo.core.part import ConfigError, Knobs, build_child, faults
 from zoo.core.slots import Block, Head, Layer, Norm, Site, Stem, Trunk, run_stem
+from zoo.core.tables import tabulate
 from zoo.core.tree import merge
 from zoo.core.wires import NOISE, OFFERED, SEGMENTS, TOKENS, X0, Bus, Past, Report, Wire, mix
 
@@ -73,10 +74,7 @@ class ModelConfig(Knobs):
 
     @model_validator(mode="after")
     def _patches_fit(self) -> ModelConfig:
-        try:
-            self.layers()
-        except ConfigError as fault:
-            raise ValueError(str(fault)) from None
+        self.layers()  # a ConfigError knows the entry; pydantic carries it (see part.faults)
         return self
 
     def layers(self) -> tuple[Layer.Config, ...]:
@@ -87,7 +85,7 @@ class ModelConfig(Knobs):
         """
         if not self.where:
             return (self.layer,) * self.n_layers
-        tables = [self.layer.model_dump(exclude_none=True)] * self.n_layers
+        tables = [tabulate(self.layer)] * self.n_layers
         for i, entry in enumerate(self.where):
             patch = {name: value for name, value in entry.items() if name != "layers"}
             try:

@@ -8,8 +8,9 @@ a knob may itself be a slot. Errors carry the dotted path, the value, and the ne
 from __future__ import annotations
 
 import difflib
+import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
@@ -33,8 +34,13 @@ class ConfigError(ValueError):
         return type(self)(self.message, joined.strip("."), self.value)
 
     def __str__(self) -> str:
-        value = "" if self.value is _UNSET else f" = {self.value!r}"
+        value = "" if self.value is _UNSET else f" = {_short(self.value)}"
         return f"{self.path}{value}: {self.message}" if self.path else self.message
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:110]} ..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -45,7 +51,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class Knobs(BaseModel):
-    """A frozen table of knobs; an unknown key is an error that names the nearest known one."""
+    """A frozen table of knobs; an unknown key is an error that names the nearest known one.
+
+    TOML has no null: the word "none" stands for it in every knob that may be None (and has no "none" of its own).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -67,7 +76,19 @@ class Knobs(BaseModel):
         ]
         if faults:
             raise ValidationError.from_exception_data(cls.__name__, faults)
-        return data
+        return {name: None if value == "none" and cls.takes_none(name) else value for name, value in data.items()}
+
+    @classmethod
+    def takes_none(cls, knob: str) -> bool:
+        """Whether the word "none" means None in ``knob``, rather than a string or a kind of that name."""
+        annotation = cls.model_fields[knob].annotation
+        return type(None) in typing.get_args(annotation) and not any(map(_says_none, typing.get_args(annotation)))
+
+
+def _says_none(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, PartConfig):
+        return annotation.part.kind is None and "none" in annotation.part.all_kinds()
+    return annotation is str or (typing.get_origin(annotation) is Literal and "none" in typing.get_args(annotation))
 
 
 class PartConfig(Knobs):
@@ -208,7 +229,11 @@ def faults(error: ValidationError) -> list[ConfigError]:
         path = ""
         for step in item["loc"]:
             path += f"[{step}]" if isinstance(step, int) else (f".{step}" if path else str(step))
-        message = item["msg"].removeprefix("Value error, ")
+        inner = item.get("ctx", {}).get("error")
+        if isinstance(inner, ConfigError):  # raised by one of our own validators: it knows the place more exactly
+            value = item["input"] if inner.value is _UNSET and not inner.path else inner.value
+            found.append(ConfigError(inner.message, inner.path, value).under(path))
+            continue
         value = item["input"] if item["type"] != "missing" else _UNSET
-        found.append(ConfigError(message, path, value))
+        found.append(ConfigError(item["msg"].removeprefix("Value error, "), path, value))
     return found
