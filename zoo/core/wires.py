@@ -154,8 +154,9 @@ class Bus:
         for n in shape:
             size *= n
         base = self._inbox[NOISE]
-        count = torch.arange(size, device=base.device)
-        return (mix(count + mix(base ^ salt)) >> 8).float().mul(2.0**-24).view(*shape)
+        count = torch.arange(size, dtype=torch.int32, device=base.device)
+        bits = mix32(count + mix(base ^ salt).to(torch.int32))
+        return bits.bitwise_right_shift_(8).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24).view(*shape)
 
     def close(self) -> tuple[dict[Wire, Tensor], Report, dict[str, Tensor]]:
         """What was written to wires, what was reported, and what must be remembered for the next call."""
@@ -185,6 +186,13 @@ def mix(x: Tensor) -> Tensor:
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     return x ^ (x >> 16)
+
+
+def mix32(x: Tensor) -> Tensor:
+    """``mix`` on int32 bit patterns: the same bits in a tenth of the time, for draws of many numbers."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
+        x = (x ^ ((x >> shift) & (2 ** (32 - shift) - 1))).mul_(factor)
+    return x ^ ((x >> 16) & 0xFFFF)
 
 
 def noise_key(seed: int, step: int = 0, micro_step: int = 0) -> Tensor:
