@@ -52,12 +52,16 @@ class RoPE(Position, kind="rope"):
         """cos and sin, (T, dims / 2), or (B, 1, T, dims / 2) where rows hold several documents."""
         n_tokens = t.shape[-2]
         end = bus.offset + n_tokens
-        if segments_of(bus) is None and end <= self.cos.shape[0]:
+        inside = end <= self.cos.shape[0]
+        if segments_of(bus) is None and inside:
             return self.cos[bus.offset : end], self.sin[bus.offset : end]
         where = positions(bus, n_tokens, t.device)
-        angle = where[..., None].to(self.frequency.dtype) * self.frequency
-        angle = angle[:, None] if angle.ndim == 3 else angle
-        return angle.cos(), angle.sin()
+        if inside:  # looked up, not computed: a document's answer must not depend on what else its row holds
+            cos, sin = self.cos[where], self.sin[where]
+        else:  # in fp32 as the table is, also in an fp64 model
+            angle = where[..., None].float() * self.frequency.float()
+            cos, sin = angle.cos(), angle.sin()
+        return (cos[:, None], sin[:, None]) if where.ndim == 2 else (cos, sin)
 
 
 class NoPosition(Position, kind="none"):
