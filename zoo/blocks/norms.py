@@ -58,7 +58,7 @@ class LayerNorm(Norm, kind="layer_norm"):
 
 
 class NoNorm(Norm, kind="none"):
-    """The identity."""
+    """The identity. Source: residual networks without norms, arXiv:1901.09321."""
 
     def __init__(self, cfg: NoNorm.Config, site: Site) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from zoo.core.slots import Site, Trunk
 
 
 class Plain(Trunk, kind="plain"):
-    """One layer after the other."""
+    """One layer after the other. Source: Attention Is All You Need, arXiv:1706.03762."""
 
     def __init__(self, cfg: Plain.Config, site: Site) -> None:
         super().__init__()
