@@ -1,13 +1,19 @@
-"""The recipe: a TOML tree that is the config tree that is the module tree."""
+"""The recipe: a TOML tree that is the config tree that is the module tree.
+
+This file is the schema; zoo/files.py reads what people write (parents, profiles, grids, meanings of kinds), and
+zoo/resolve.py turns it into a Recipe.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import tomli_w
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from zoo.core.params import Role
 from zoo.core.part import Knobs
+from zoo.core.tables import tabulate
 from zoo.data.slots import Source, Tokenizer
 from zoo.model import ModelConfig
 from zoo.optim.slots import Average, Optimizer, Schedule
@@ -64,8 +70,9 @@ class Recipe(Knobs):
 
     name: str = "recipe"
     variant: str = "baseline"
-    as_published: Literal["yes", "no"] = Field("no", description="whether kinds that replicate a defect may train")
-    plugins: tuple[str, ...] = ()
+    as_published: bool = False  # whether kinds that replicate a defect may train
+    base: str = "."  # the folder that relative paths start from, relative to the recipe's own
+    plugins: tuple[str, ...] = ()  # Python files with kinds of one's own
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     optim: dict[Role, Optimizer.Config] = Field(default_factory=dict)
@@ -74,3 +81,8 @@ class Recipe(Knobs):
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     machine: MachineConfig = Field(default_factory=MachineConfig)
+
+
+def dumps(recipe: Recipe) -> str:
+    """The recipe as TOML, every knob stated; ``zoo.resolve.loads`` is its inverse."""
+    return tomli_w.dumps(tabulate(recipe))

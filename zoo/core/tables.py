@@ -6,7 +6,7 @@ A path is the same in recipes, axes, ``--set`` and error messages: ``model.layer
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -25,6 +25,11 @@ def split_path(path: str) -> list[str]:
     if not all(step.strip() for step in steps):
         raise ConfigError("is no dotted path; write e.g. model.layer.attention", value=path)
     return [step.strip() for step in steps]
+
+
+def join_path(steps: Iterable[str]) -> str:
+    """The inverse of ``split_path``, in one spelling."""
+    return ".".join(steps).replace(".[", "[")
 
 
 def nested(path: str, value: Any) -> Table:

@@ -19,8 +19,6 @@ from zoo.core.tables import Table, by_index, indexed, patched_list, tabulate
 Kinds = Mapping[str, Mapping[str, Table]]  # slot -> kind -> knobs: what a bare name means in this recipe
 NO_KINDS: Kinds = types.MappingProxyType({})
 
-NO_KINDS: Kinds = types.MappingProxyType({})
-
 
 class Holds(Enum):
     """How many parts a knob holds."""
