@@ -1,0 +1,124 @@
+"""The contract that every block keeps, for the project's own blocks and for anybody's.
+
+``zoo.testing.check(MyAttention)`` asks every promise of a kind, in every host that accepts it, as scikit-learn's
+``check_estimator`` does. A kind that declares ``breaks = {promise: why}`` must break those promises and no other.
+Strategies for hypothesis are in ``zoo.testing.strategies``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from zoo.core.part import Part
+from zoo.core.slots import Site
+from zoo.testing import statements, training, windows
+from zoo.testing.hosts import SITE, Subject, all_kinds, find, label, places, randomised, slots, subjects
+from zoo.testing.measure import BrokenPromise
+
+__all__ = [
+    "PROMISES",
+    "BrokenPromise",
+    "Subject",
+    "all_kinds",
+    "check",
+    "check_subject",
+    "find",
+    "label",
+    "places",
+    "randomised",
+    "slots",
+    "subjects",
+]
+
+Promise = Callable[[Subject, int], None]
+
+PROMISES: dict[str, Promise] = {
+    promise.__name__: promise
+    for promise in (
+        windows.causal,
+        windows.prefix_consistent,
+        windows.batch_independent,
+        windows.padding_independent,
+        windows.document_bounded,
+        windows.decodes,
+        training.recomputes,
+        training.deterministic,
+        training.keeps_dtype,
+        training.scores,
+        training.gradients,
+        training.compiles,
+        statements.round_trips,
+        statements.roles,
+        statements.costs,
+        statements.sourced,
+    )
+}
+# These compare windows of different lengths, so they mean nothing where forward(x[:t]) is not forward(x)[:t].
+REST_ON_PREFIXES = ("padding_independent", "decodes")
+N_TOKENS = 9
+
+
+def check(
+    part: type[Part] | str,
+    knobs: Mapping[str, Any] | None = None,
+    promises: Iterable[str] = tuple(PROMISES),
+    site: Site = SITE,
+) -> None:
+    """Ask every promise of the contract of ``part``, in every host that accepts it.
+
+    Args:
+        part: a kind's class, its name ("gqa"), or slot and name where the name is not unique ("position.none").
+        knobs: its knobs; None: its defaults.
+        promises: which promises; all of them take a few seconds per host, most of it ``compiles``.
+        site: width, layers, vocabulary and context of the small model around it.
+
+    Raises:
+        BrokenPromise: which promise, the kind with its knobs, where it stood, and the smallest number of tokens that
+            shows the fault; also where a kind declares a breach that it does not commit.
+        ConfigError: no host accepts the kind with these knobs.
+        LookupError: no such kind or promise.
+    """
+    part = find(part) if isinstance(part, str) else part
+    promises = tuple(promises)
+    if unknown := [name for name in (*promises, *part.breaks) if name not in PROMISES]:
+        raise LookupError(f"no promise is called {unknown[0]!r}; there are: {', '.join(PROMISES)}")
+    for subject in subjects(part, knobs, site)[0]:
+        check_subject(subject, promises)
+
+
+def check_subject(subject: Subject, promises: Iterable[str] = tuple(PROMISES)) -> None:
+    """Ask ``promises`` of one kind at one place; raises as ``check`` does."""
+    breaks = subject.part.breaks
+    for name in promises:
+        if name in breaks:
+            _must_break(name, subject)
+        elif not ("prefix_consistent" in breaks and name in REST_ON_PREFIXES):
+            _must_keep(name, subject)
+
+
+def _must_keep(name: str, subject: Subject) -> None:
+    fault = _fault(name, subject, N_TOKENS)
+    if fault is None:
+        return
+    smaller = (_fault(name, subject, n) for n in range(2, N_TOKENS))
+    raise next((f for f in smaller if f is not None), fault)
+
+
+def _must_break(name: str, subject: Subject) -> None:
+    if _fault(name, subject, N_TOKENS) is None:
+        why = subject.part.breaks[name]
+        raise BrokenPromise(name, subject, f"declared as broken ({why}), but it is kept; remove the declaration")
+
+
+def _fault(name: str, subject: Subject, n_tokens: int) -> BrokenPromise | None:
+    """How ``subject`` breaks the promise, or None; an error of the block's own counts as breaking it."""
+    try:
+        PROMISES[name](subject, n_tokens)
+    except BrokenPromise as fault:
+        return fault
+    except Exception as error:
+        fault = BrokenPromise(name, subject, f"T = {n_tokens} raises {type(error).__name__}: {error}")
+        fault.__cause__ = error
+        return fault
+    return None

@@ -1,0 +1,182 @@
+"""Promises about what a kind states of itself: its knobs, its state, its parameters, its cost, its source."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import safetensors.torch
+import tomli_w
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.core.params import Role, entries
+from zoo.core.slots import Block
+from zoo.cost import cost_of, forward_flops
+from zoo.model import Model, ModelConfig
+from zoo.testing.hosts import Subject
+from zoo.testing.measure import BrokenPromise
+from zoo.testing.training import trace
+
+
+def round_trips(subject: Subject, n_tokens: int) -> None:
+    """Knobs survive TOML, state survives safetensors: a model told of both answers to the last bit as the first does."""
+    text = tomli_w.dumps(subject.config.model_dump(exclude_none=True, mode="json"))
+    try:
+        config = ModelConfig.model_validate(tomllib.loads(text))
+    except ValidationError as error:
+        raise BrokenPromise("round_trips", subject, f"its knobs written as TOML cannot be read: {error}") from error
+    if config != subject.config or config.model_dump() != subject.config.model_dump():
+        raise BrokenPromise("round_trips", subject, f"its knobs read from TOML are others: {_changed(subject, config)}")
+    model, tokens = subject.fresh(torch.float32), subject.tokens(4, n_tokens + 1)
+    moved = trace(model, tokens)
+    with torch.no_grad():
+        for name, gradient in moved.gradients.items():
+            if gradient is not None:
+                model.get_parameter(name).sub_(0.1 * gradient)
+    model.after_step(moved.stats)
+    model.eval()
+    other = Model(config, seed=subject.seed + 1).eval()
+    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(dict(_contiguous(model)))), strict=True)
+    with torch.no_grad():
+        if not torch.equal(model(tokens).logits, other(tokens).logits):
+            what = "a model that loads its state answers differently; what training changes must be in the state"
+            raise BrokenPromise("round_trips", subject, what)
+
+
+def _contiguous(model: Model) -> Iterator[tuple[str, Tensor]]:
+    return ((name, t.detach().contiguous()) for name, t in model.state_dict().items())
+
+
+def _changed(subject: Subject, config: ModelConfig) -> str:
+    before, after = flat(subject.config.model_dump()), flat(config.model_dump())
+    names = [n for n in before.keys() | after.keys() if before.get(n) != after.get(n)]
+    return ", ".join(f"{n} = {before.get(n)!r} became {after.get(n)!r}" for n in sorted(names))
+
+
+def flat(table: Any, path: str = "") -> dict[str, Any]:
+    """A nested table as dotted paths."""
+    if isinstance(table, dict):
+        return {k: v for name, item in table.items() for k, v in flat(item, f"{path}.{name}".strip(".")).items()}
+    if isinstance(table, list | tuple):
+        return {k: v for i, item in enumerate(table) for k, v in flat(item, f"{path}[{i}]").items()}
+    return {path: table}
+
+
+def roles(subject: Subject, n_tokens: int) -> None:
+    """Every parameter has a role and a first draw, which stays the same whatever stands beside the block."""
+    model = Model(subject.config, seed=subject.seed)
+    for entry in _entries(subject, model):
+        if entry.role is Role.SCALAR and entry.parameter.ndim > 1:
+            raise BrokenPromise("roles", subject, f"{entry.name} is {entry.parameter.ndim}-D and called a scalar")
+        if entry.role not in Role:
+            raise BrokenPromise("roles", subject, f"{entry.name} has the role {entry.role!r}, which does not exist")
+    first = dict(model.named_parameters())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(17)
+        torch.rand(5)
+        again = dict(Model(_neighbours_swapped(subject), seed=subject.seed).named_parameters())
+    shared = [name for name in first if name in again and first[name].shape == again[name].shape]
+    for name in shared:
+        if not torch.equal(first[name], again[name]):
+            raise BrokenPromise("roles", subject, f"{name} is drawn differently when its neighbours are swapped")
+    if lost := [name for name in _own(subject, first) if name not in shared]:
+        raise BrokenPromise("roles", subject, f"{lost[0]} changes its name or shape when its neighbours are swapped")
+
+
+def _entries(subject: Subject, model: Model) -> list[Any]:
+    try:
+        return list(entries(model))
+    except TypeError as error:
+        raise BrokenPromise("roles", subject, str(error)) from error
+
+
+def _neighbours_swapped(subject: Subject) -> ModelConfig:
+    """The subject's model with other kinds wherever the subject does not stand."""
+    taken = [step.knob for step in subject.place]
+    layer = {"ffn": {"kind": "relu2", "hidden_dim": 24}, "attention": {"kind": "gqa", "n_heads": 2}}
+    inner = {name: kind for name, kind in layer.items() if taken[0] == "layer" and name not in taken}
+    outer = {name: kind for name, kind in {"head": "untied", "trunk": "unet"}.items() if name not in taken}
+    config = subject.config.model_copy(update={n: ModelConfig(**{n: k}).__getattribute__(n) for n, k in outer.items()})
+    tables = config.model_dump(exclude_none=True)
+    if taken[0] == "layer":
+        tables["layer"] |= inner if len(taken) > 1 else {}
+    else:
+        tables["layer"] = {"kind": "pre_norm", **layer}
+    return ModelConfig.model_validate(tables)
+
+
+def _own(subject: Subject, named: dict[str, nn.Parameter]) -> list[str]:
+    """Names of the parameters of the subject's own blocks, in the first layer or outside the layers."""
+    model = subject.model()
+    prefixes = [name for name, module in model.named_modules() if type(module) is subject.part]
+    return [name for name in named if any(name.startswith(f"{prefix}.") for prefix in prefixes)]
+
+
+def costs(subject: Subject, n_tokens: int) -> None:
+    """Active parameters, FLOPs and cache are stated exactly: they equal what is measured of the model itself."""
+    model = subject.model()
+    stated = cost_of(model)
+    _claim(subject, "parameters", stated.parameters, sum(p.numel() for p in model.parameters()))
+    _claim(subject, "active parameters", stated.active_parameters, stated.parameters - idle_parameters(subject))
+    _claim(subject, "cache elements per token", stated.cache_elements_per_token, cached_elements(subject))
+    context = subject.site.context
+    _claim(
+        subject, f"forward FLOPs per token at T = {context}", forward_flops(model, context), flops_per_token(subject)
+    )
+
+
+def _claim(subject: Subject, what: str, stated: float, measured: float) -> None:
+    if abs(stated - measured) > 1e-9 * abs(measured):
+        raise BrokenPromise("costs", subject, f"{what}: {stated:,.10g} are stated, {measured:,.10g} are measured")
+
+
+def idle_parameters(subject: Subject) -> int:
+    """Elements of stacked parameters (E, ...) whose slice one token leaves without a gradient."""
+    model = subject.fresh().eval()
+    x = subject.tokens(1, 1)
+    model(x, x).nll.sum().backward()
+    idle = 0
+    for block in model.modules():
+        bare = list(block.parameters(recurse=False)) if isinstance(block, Block) else []
+        stacks = {p.shape[0] for p in bare if p.ndim > 2}
+        for p in bare:
+            if p.ndim > 1 and p.shape[0] in stacks:
+                unused = sum(1 for i in range(p.shape[0]) if p.grad is None or not bool(p.grad[i].any()))
+                idle += unused * p[0].numel()
+    return idle
+
+
+def cached_elements(subject: Subject) -> float:
+    """Elements by which the cache of one row grows per token of capacity, over all layers."""
+    sizes = []
+    for capacity in (17, 23):
+        cache = subject.model().cache(2, capacity)
+        with torch.no_grad():
+            subject.model()(subject.tokens(2, 3), cache=cache)
+        sizes.append(sum(t.numel() for stage in cache.stages for t in stage.values()))
+    return (sizes[1] - sizes[0]) / (2 * (23 - 17))
+
+
+def flops_per_token(subject: Subject) -> float:
+    """What torch's counter sees of one more row of full context, per token (matrix products, two per multiply-add)."""
+    counted = []
+    for rows in (1, 2):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            subject.model()(subject.tokens(rows, subject.site.context))
+        counted.append(counter.get_total_flops())
+    return (counted[1] - counted[0]) / subject.site.context
+
+
+def sourced(subject: Subject, n_tokens: int) -> None:
+    """Its docstring says in one line what it is, and where it comes from."""
+    text = subject.part.__dict__.get("__doc__") or ""
+    if not subject.part.idea():
+        raise BrokenPromise("sourced", subject, "no docstring: the first line says what the kind is")
+    if "Source:" not in text:
+        raise BrokenPromise(
+            "sourced", subject, 'no source: write "Source: ..." (a paper, a repository) in its docstring'
+        )
