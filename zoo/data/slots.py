@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,14 +41,19 @@ class Source(Part, slot="source"):
 class Tokenizer(Part, slot="tokenizer"):
     """Text to ids and back. Ids are 0 ... vocab_size - 1; ``bos`` starts every document and covers no bytes.
 
-    ``lossless``: whether decode(encode(text)) == text for every text. ``train`` sees training documents only, and
-    returns bytes (cached by content) from which ``load`` makes the tokenizer usable; kinds with nothing to train return b"".
+    ``lossless``, settled by ``load``: whether decode(encode(text)) == text for every text. ``train`` sees training
+    documents only, and returns bytes (cached by content) from which ``load`` makes the tokenizer usable; kinds with nothing
+    to train return b"".
     """
 
-    lossless: ClassVar[bool] = True
+    lossless: bool = True
 
     def __init__(self, config: Tokenizer.Config, base: Path) -> None:
         self.config, self.base = config, base
+
+    def origin(self) -> str:
+        """A hash of all that ``train`` depends on beside the documents: the knobs and the content of files they name."""
+        return hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()
 
     def train(self, documents: Iterable[Document]) -> bytes:
         """Learn from training text; the result is what the cache keeps."""
@@ -77,5 +83,13 @@ class Tokenizer(Part, slot="tokenizer"):
         raise NotImplementedError
 
     def byte_lengths(self) -> np.ndarray:
-        """(vocab_size,) int32: raw UTF-8 bytes that each id stands for; special tokens 0."""
+        """(vocab_size,) int32: raw UTF-8 bytes that each id stands for; special tokens 0.
+
+        Where ``lossless`` is False an id covers now more and now fewer bytes of the raw text: ask ``spans``.
+        """
         raise NotImplementedError
+
+    def spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """ids (T,) of one document, and the raw UTF-8 bytes (T,) that each of them covers in it, all bytes covered once."""
+        ids = self.encode(text)
+        return ids, self.byte_lengths()[ids]

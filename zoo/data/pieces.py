@@ -1,0 +1,203 @@
+"""Tokenizer `sentencepiece`: trained here on the training text, or an existing .model file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from zoo.core.part import ConfigError
+from zoo.data.slots import Document
+from zoo.data.table import Bytewise, tile
+
+SPACE = "\u2581"  # how the library writes a space inside pieces; the character itself must never reach it
+UNUSABLE = re.compile("[\u2581\u2585]")  # U+2585 is the library's own mark in training; sentences with it are skipped
+LINES, LONGEST = 16, 8192  # lines and characters of one training sentence
+
+
+class SentencePiece(Bytewise, kind="sentencepiece"):
+    """Pieces learned from the training text (BPE or unigram) with bytes to fall back on, undone exactly by decoding.
+
+    Trained without normalisation, prefix or whitespace rules; U+2581, which the library takes for a space, is written as its
+    three bytes. A ``model`` file that normalises text is accepted as it is: then ``lossless`` is False, and bytes are
+    counted against the raw text by the offsets of its pieces.
+
+    Source: SentencePiece, arXiv:1808.06226; BPE, arXiv:1508.07909; unigram, arXiv:1804.10959.
+    """
+
+    class Config(Bytewise.Config):
+        vocab_size: PositiveInt = 1024  # unknown, bos and 256 bytes among them; of a `model` file: its own
+        model_type: Literal["bpe", "unigram"] = "bpe"
+        model: str | None = None  # path of a .model file, relative to the recipe; None: train
+        sample_bytes: PositiveInt = Field(
+            2_000_000, description="training text to learn from, spread evenly over all of it"
+        )
+
+    config: Config
+
+    def origin(self) -> str:
+        digest = hashlib.sha256(f"{super().origin()} {version('sentencepiece')}".encode())
+        if self.config.model is not None:
+            digest.update(self._file())
+        return digest.hexdigest()
+
+    def _file(self) -> bytes:
+        path = self.base / Path(self.config.model).expanduser()
+        try:
+            return path.read_bytes()
+        except OSError as fault:
+            raise ConfigError(f"cannot be read: {fault.strerror} ({path})", "model", self.config.model) from None
+
+    def train(self, documents: Iterable[Document]) -> bytes:
+        if self.config.model is not None:
+            return self._file()
+        from sentencepiece import SentencePieceTrainer
+
+        written = io.BytesIO()
+        try:
+            SentencePieceTrainer.train(
+                sentence_iterator=iter(sample(documents, self.config.sample_bytes)),
+                model_writer=written,
+                model_type=self.config.model_type,
+                vocab_size=self.config.vocab_size,
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                byte_fallback=True,
+                allow_whitespace_only_pieces=True,
+                split_by_unicode_script=False,
+                max_sentence_length=4 * LONGEST,
+                unk_id=0,
+                bos_id=1,
+                eos_id=-1,
+                pad_id=-1,
+                num_threads=1,  # stored in the model and part of the sums of `unigram`: more would change both
+                minloglevel=2,
+            )
+        except RuntimeError as fault:
+            reason = str(fault).rpartition("] ")[2] or "the text is empty"
+            raise ConfigError(
+                f"cannot be learned from this text: {reason}", "vocab_size", self.config.vocab_size
+            ) from None
+        return written.getvalue()
+
+    def load(self, learned: bytes) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            self.model = SentencePieceProcessor(model_proto=learned)
+        except RuntimeError:
+            raise ConfigError("is not a SentencePiece model", "model", self.config.model) from None
+        self.learned = learned
+        self.lossless = is_lossless(learned)
+        self.pieces = [self._piece(i) for i in range(self.model.vocab_size())]
+        found = [i for i in (self.model.bos_id(), self.model.eos_id()) if i >= 0]
+        if not found:
+            self.pieces.append(b"")
+        self._bos = found[0] if found else self.model.vocab_size()
+        self._mark = [self.model.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
+
+    def _piece(self, i: int) -> bytes:
+        if self.model.is_control(i) or self.model.is_unknown(i) or self.model.is_unused(i):
+            return b""
+        piece = self.model.id_to_piece(i)
+        return bytes([int(piece[3:5], 16)]) if self.model.is_byte(i) else piece.replace(SPACE, " ").encode("utf-8")
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.learned).hexdigest()
+
+    @property
+    def bos(self) -> int:
+        return self._bos
+
+    def encode(self, text: str) -> np.ndarray:
+        if not self.lossless or SPACE not in text:
+            return self.model.encode(text, return_type="numpy").astype(np.int32)
+        first, *rest = text.split(SPACE)
+        ids = self.model.encode(first)
+        for part in rest:
+            ids += self._mark + self.model.encode(part)
+        return np.asarray(ids, np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        if self.lossless:
+            return super().decode(ids)
+        return self.model.decode([int(i) for i in ids if int(i) < self.model.vocab_size()])
+
+    def spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        if self.lossless:
+            return super().spans(text)
+        found = self.model.encode(text, return_type="offset_mapping", return_bytes=True)
+        ends = np.fromiter((end for _, end in found["offsets"]), np.int64, len(found["offsets"]))
+        return np.asarray(found["ids"], np.int32), tile(ends, len(text.encode("utf-8")))
+
+
+def sample(documents: Iterable[Document], n_bytes: int) -> list[str]:
+    """About ``n_bytes`` of text (at most twice as much), spread evenly over all documents, as sentences to learn from.
+
+    Held in memory is only the sample: where it has grown to twice its size, every other sentence is dropped, and of those
+    to come only every second, fourth, ... is taken.
+    """
+    kept: list[str] = []
+    size, stride, seen = 0, 1, 0
+    for sentence in (s for document in documents for s in _sentences(document.text)):
+        seen += 1
+        if seen % stride:
+            continue
+        kept.append(sentence)
+        size += len(sentence.encode("utf-8"))
+        if size > 2 * n_bytes:
+            kept, stride = kept[1::2], 2 * stride
+            size = sum(len(s.encode("utf-8")) for s in kept)
+    return kept
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """Text in stretches of a few lines; line ends lead, since the library strips them from the end of a sentence."""
+    lines = text.split("\n")
+    for i in range(0, len(lines), LINES):
+        stretch = ("\n" if i else "") + "\n".join(lines[i : i + LINES])
+        for usable in UNUSABLE.split(stretch):
+            yield from (usable[j : j + LONGEST] for j in range(0, len(usable), LONGEST))
+
+
+def is_lossless(model: bytes) -> bool:
+    """Whether a .model file keeps every text: identity rules, bytes to fall back on, spaces escaped.
+
+    Field numbers are those of sentencepiece_model.proto: 2 trainer_spec (35 byte_fallback), 3 normalizer_spec (1 name,
+    2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces, 5 escape_whitespaces, 6 rule table).
+    """
+    top = dict(_fields(model))
+    trainer, rules = dict(_fields(top.get(2, b""))), dict(_fields(top.get(3, b"")))
+    plain = not rules.get(2) and not rules.get(6) and (rules.get(3, 1), rules.get(4, 1), rules.get(5, 1)) == (0, 0, 1)
+    return plain and trainer.get(35, 0) == 1
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of a protobuf message's fields, without the protobuf library."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        number, wire = divmod(varint(), 8)
+        if wire == 0:
+            yield number, varint()
+            continue
+        size = {1: 8, 5: 4}.get(wire) or varint()
+        yield number, message[at : at + size]
+        at += size
