@@ -135,6 +135,7 @@ class Loop:
             seed=recipe.train.seed,
             bos=prepared.tokenizer.bos,
             document_mask=recipe.data.document_mask,
+            accumulate=recipe.train.accumulate,
         )
         self.step, self.seconds = 0, 0.0
         self.losses: list[Tensor] = []  # one scalar per step, on the device
@@ -229,11 +230,17 @@ class Loop:
     def score(self, n_tokens: int | None) -> Score:
         """Score the validation text (its first ``n_tokens`` tokens, or all of it) with the weights as they are."""
         plan, prepared = self.recipe.evaluate, self.prepared
-        tokens = prepared.valid if n_tokens is None else prepared.valid[: n_tokens + 1]
+        end = None if n_tokens is None else n_tokens + 1
+        bos = prepared.tokenizer.bos if self.recipe.data.document_mask == "segments" else None
         self.model.eval()
         with torch.no_grad():
             return plan.scorer.build().score(
-                self.model, tokens, prepared.byte_lengths, self.recipe.model.context, plan.batch
+                self.model,
+                prepared.valid[:end],
+                prepared.valid_spans[:end],
+                self.recipe.model.context,
+                plan.batch,
+                bos,
             )
 
     def _report(self, score: Score | None) -> None:

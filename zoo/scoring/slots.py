@@ -36,14 +36,25 @@ class Scorer(Part, slot="scorer"):
     def __init__(self, config: Scorer.Config) -> None:
         self.config = config
 
-    def score(self, model: Model, tokens: np.ndarray, byte_lengths: np.ndarray, context: int, batch: int) -> Score:
+    def score(
+        self,
+        model: Model,
+        tokens: np.ndarray,
+        spans: np.ndarray,
+        context: int,
+        batch: int,
+        bos: int | None = None,
+    ) -> Score:
         """Score ``tokens[1:]`` (the first is a bos), every token exactly once.
+
+        A bos in the middle costs its nats and covers no bytes, so a text is never flattered by its document boundaries.
 
         Args:
             model: in evaluation mode, on its device.
             tokens: (N,) ids, the first a bos.
-            byte_lengths: (V,) raw bytes of each id.
+            spans: (N,) raw bytes that each token covers (``Prepared.valid_spans``, or ``byte_lengths[tokens]``).
             context: the most tokens the model sees at once.
             batch: rows per call.
+            bos: the id that starts a document, where documents are kept apart by a mask; None: they are not.
         """
         raise NotImplementedError
