@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from zoo.core.part import ConfigError
+from zoo.core.precision import bf16_is_fast
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -38,8 +39,7 @@ def settle_dtype(asked: str, device: str) -> str:
     """``auto`` becomes bfloat16 where matrix products in it are fast, else float32."""
     if asked != "auto":
         return asked
-    fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else device == "cpu" and _cpu_has_fast_bf16()
-    return "bfloat16" if fast else "float32"
+    return "bfloat16" if bf16_is_fast(device) else "float32"
 
 
 def settle_threads(asked: int) -> int:
@@ -47,14 +47,6 @@ def settle_threads(asked: int) -> int:
     if asked:
         return asked
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu_has_fast_bf16() -> bool:
-    flags = Path("/proc/cpuinfo")
-    if not flags.exists():
-        return False
-    words = set(flags.read_text().split())
-    return bool({"avx512_bf16", "amx_bf16"} & words)
 
 
 class PeakMemory:
