@@ -37,7 +37,7 @@ class SentencePiece(Bytewise, kind="sentencepiece"):
         model_type: Literal["bpe", "unigram"] = "bpe"
         model: str | None = None  # path of a .model file, relative to the recipe; None: train
         sample_bytes: PositiveInt = Field(
-            2_000_000, description="training text to learn from, spread evenly over all of it"
+            2_000_000, description="of training text to learn from at most, spread evenly over it"
         )
 
     config: Config
@@ -140,10 +140,10 @@ class SentencePiece(Bytewise, kind="sentencepiece"):
 
 
 def sample(documents: Iterable[Document], n_bytes: int) -> list[str]:
-    """About ``n_bytes`` of text (at most twice as much), spread evenly over all documents, as sentences to learn from.
+    """At most ``n_bytes`` of text, and at least half of that where there is so much, spread evenly, as sentences.
 
-    Held in memory is only the sample: where it has grown to twice its size, every other sentence is dropped, and of those
-    to come only every second, fourth, ... is taken.
+    Held in memory is only the sample: whenever it outgrows ``n_bytes``, every other sentence is dropped, and of those to
+    come only every second, fourth, ... is taken.
     """
     kept: list[str] = []
     size, stride, seen = 0, 1, 0
@@ -153,7 +153,7 @@ def sample(documents: Iterable[Document], n_bytes: int) -> list[str]:
             continue
         kept.append(sentence)
         size += len(sentence.encode("utf-8"))
-        if size > 2 * n_bytes:
+        while size > n_bytes and len(kept) > 1:
             kept, stride = kept[1::2], 2 * stride
             size = sum(len(s.encode("utf-8")) for s in kept)
     return kept
