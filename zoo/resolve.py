@@ -102,10 +102,10 @@ def _kinds(patches: Sequence[Patch]) -> Kinds:
                     raise _at(patch.origin, ConfigError(f"no {slot} is called {kind!r}, {nearest(kind, known)}", path))
                 meant = kinds.setdefault(slot, {})
                 try:
-                    meant[kind] = merge(known[kind].Config, meant.get(kind), {"kind": kind, **knobs})
+                    meant[kind] = merge(known[kind].Config, meant.get(kind), knobs)
                 except ConfigError as fault:
                     raise _at(patch.origin, fault.under(path)) from None
-    return {slot: {kind: _knobs(table) for kind, table in meant.items()} for slot, meant in kinds.items()}
+    return kinds
 
 
 def _tables(patch: Patch, path: str, value: Any) -> list[tuple[str, Table]]:
@@ -115,10 +115,6 @@ def _tables(patch: Patch, path: str, value: Any) -> list[tuple[str, Table]]:
         if not isinstance(inner, Mapping):
             raise _at(patch.origin, ConfigError("must be a table", f"{path}.{key}", inner))
     return list(value.items())
-
-
-def _knobs(table: Table) -> Table:
-    return {name: value for name, value in table.items() if name != "kind"}
 
 
 def _check_roles(sections: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Grids of trials: designs, checks, the store of results, and their execution."""

@@ -1,0 +1,107 @@
+"""What can be known of a trial before any text is read: that it fits together, what it costs, how long it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from zoo import machine
+from zoo.core.params import Role, entries
+from zoo.core.part import ConfigError
+from zoo.cost import Cost, cost_of, saved_bytes
+from zoo.model import Model
+from zoo.recipe import Recipe
+from zoo.resolve import blame
+from zoo.train import build_optimizers, tokens_per_step, total_steps
+from zoo.trials.grid import Arm, Grid
+
+
+class Forecast(NamedTuple):
+    """One arm, by formula and by counting on the meta device."""
+
+    cost: Cost
+    steps: int | None  # None: a budget in seconds
+    tokens_per_step: int
+    roles: frozenset[Role]  # of the model's parameters
+    unused: tuple[Role, ...]  # roles that the recipe speaks of and this arm lacks
+
+
+def check(grid: Grid, arms: Sequence[Arm] | None = None) -> dict[str, Forecast]:
+    """A forecast for each arm by name; the vocabulary must be known.
+
+    Raises:
+        ConfigError: an arm whose parts do not fit, a budget or schedule that cannot be, a role without an optimizer, or an
+            optimizer for a role that no arm has.
+    """
+    arms = grid.arms if arms is None else arms
+    found = {arm.name: _forecast(grid, arm) for arm in arms}
+    present = frozenset().union(*(forecast.roles for forecast in found.values()))
+    if len(arms) == len(grid.arms):
+        for arm in arms:
+            for role in arm.recipe.optim:
+                if role not in present:
+                    path = f"optim.{role}"
+                    message = f"no arm has {role} parameters; there are: {', '.join(sorted(present))}"
+                    raise ConfigError(f"{blame(grid.patches, path)}: {ConfigError(message, path)}")
+    return found
+
+
+def _forecast(grid: Grid, arm: Arm) -> Forecast:
+    try:
+        return forecast(arm.recipe)
+    except ConfigError as fault:
+        raise locate(grid, arm, fault) from None
+
+
+def locate(grid: Grid, arm: Arm, fault: ConfigError) -> ConfigError:
+    """A fault of an arm with the place where it was written in front, and the arm's name where there are several."""
+    origin = blame(grid.patches, fault.path)
+    name = f", arm {arm.name!r}" if len(grid.arms) > 1 else ""
+    return ConfigError(f"{origin}{name}: {fault}")
+
+
+def forecast(recipe: Recipe) -> Forecast:
+    """Build a recipe on the meta device and check all that a trial needs beside text.
+
+    Raises:
+        ConfigError: with a path from the root of the recipe.
+    """
+    model = meta_model(recipe)
+    steps = total_steps(recipe)
+    try:
+        schedule = recipe.schedule.build()
+        if steps is not None:
+            schedule.check(steps)
+    except ConfigError as fault:
+        raise fault.under("schedule") from None
+    build_optimizers(model, recipe.optim)
+    roles = frozenset(entry.role for entry in entries(model))
+    unused = tuple(role for role in recipe.optim if role not in roles)
+    return Forecast(cost_of(model), steps, tokens_per_step(recipe), roles, unused)
+
+
+def meta_model(recipe: Recipe) -> Model:
+    """The recipe's model on the meta device."""
+    try:
+        with torch.device("meta"):
+            return Model(recipe.model, stream=machine.DTYPES.get(recipe.machine.dtype), seed=None)
+    except ConfigError as fault:
+        raise fault.under("model") from None
+
+
+def memory(recipe: Recipe) -> int:
+    """Estimated peak bytes of training: parameters, gradients, optimizer state, averages, and what the backward needs.
+
+    Buffers that live for a moment, the framework itself and the allocator's slack are not in it.
+    """
+    model = meta_model(recipe)
+    model.recompute = recipe.train.recompute == "layers"
+    width = 8 if recipe.machine.dtype == "float64" else 4
+    total = 2.0 * width * sum(p.numel() for p in model.parameters())
+    for optimizer in build_optimizers(model, recipe.optim).values():
+        total += optimizer.bytes_per_parameter() * sum(p.numel() for _, p in optimizer.named)
+    average = recipe.average.build(model)
+    total += sum(t.numel() * t.element_size() for t in (average.weights() or {}).values())
+    return int(total + saved_bytes(model, recipe.train.batch))

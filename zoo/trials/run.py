@@ -1,0 +1,210 @@
+"""Runs a grid: checks everything first, then one trial after the other in this process, each isolated from the rest."""
+
+from __future__ import annotations
+
+import gc
+import json
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from zoo.core.part import ConfigError
+from zoo.data.prepare import Prepared, prepare
+from zoo.recipe import Recipe
+from zoo.result import Progress, Result
+from zoo.train import train
+from zoo.trials.address import address, code_hash
+from zoo.trials.check import Forecast, check, locate
+from zoo.trials.grid import Arm, Grid, trial_recipe
+from zoo.trials.store import Store
+
+FINAL = ("done", "diverged")  # a trial with one of these is finished; one that failed is tried again
+GUESS = 1024  # a vocabulary to check arms with before the tokenizer is known
+
+
+class Trial(NamedTuple):
+    """One arm with one seed."""
+
+    arm: Arm
+    recipe: Recipe  # with its seed and vocabulary
+    forecast: Forecast
+    address: str
+
+
+class Outcome(NamedTuple):
+    """What a trial came to, now or in an earlier run."""
+
+    trial: Trial
+    result: Result
+    fresh: bool  # trained now
+    stale: bool  # trained earlier, by other source code
+
+
+class View(Protocol):
+    """Somebody who watches a grid being run."""
+
+    def say(self, line: str) -> None: ...
+    def preparing(self, what: str, share: float) -> None: ...
+    def begin(self, trial: Trial, number: int, total: int) -> None: ...
+    def step(self, progress: Progress) -> None: ...
+    def end(self, outcome: Outcome) -> None: ...
+
+
+class Ready(NamedTuple):
+    """A grid with its text: nothing is left that could be wrong with the recipe."""
+
+    trials: tuple[Trial, ...]  # all arms of the first seed, then of the second
+    prepared: dict[str, Prepared]  # by ``data_key``
+
+
+def known_vocabulary(recipe: Recipe, folder: Path) -> int | None:
+    """The size of the vocabulary where it is stated or the tokenizer has nothing to learn from text, else None."""
+    if recipe.model.vocab_size is not None:
+        return recipe.model.vocab_size
+    try:
+        tokenizer = recipe.data.tokenizer.build(folder)
+        tokenizer.load(tokenizer.train(()))
+        return tokenizer.vocab_size
+    except ConfigError:
+        return None
+
+
+def with_vocabulary(recipe: Recipe, size: int) -> Recipe:
+    """The recipe with the tokenizer's vocabulary where it states none.
+
+    Raises:
+        ConfigError: more tokens than the model has rows.
+    """
+    stated = recipe.model.vocab_size
+    if stated is None:
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"vocab_size": size})})
+    if stated < size:
+        message = f"is smaller than the tokenizer's vocabulary of {size:,}; leave it out to take the tokenizer's"
+        raise ConfigError(message, "model.vocab_size", stated)
+    return recipe
+
+
+def with_known_vocabularies(grid: Grid) -> tuple[Grid, tuple[str, ...]]:
+    """The grid with every vocabulary that is known without text, and the names of arms where only text can tell.
+
+    Those arms get a stand-in, so that everything else about them can be checked.
+    """
+    arms, guessed = [], []
+    for arm in grid.arms:
+        size = known_vocabulary(arm.recipe, grid.folder)
+        if size is None:
+            guessed.append(arm.name)
+        arms.append(arm._replace(recipe=with_vocabulary(arm.recipe, size or GUESS)))
+    return grid._replace(arms=tuple(arms)), tuple(guessed)
+
+
+def data_key(recipe: Recipe) -> str:
+    """Equal for recipes that need the same text."""
+    return json.dumps(recipe.data.model_dump(mode="json"), sort_keys=True)
+
+
+def make_ready(grid: Grid, arms: Sequence[Arm], view: View) -> Ready:
+    """Check every arm, then prepare the text, then check what depends on the text.
+
+    Raises:
+        ConfigError: whatever is wrong, before anything has been trained.
+    """
+    stand_in, guessed = with_known_vocabularies(grid)
+    forecasts = check(stand_in)
+    prepared: dict[str, Prepared] = {}
+    settled: dict[str, Recipe] = {}
+    for arm in arms:
+        try:
+            key = data_key(arm.recipe)
+            if key not in prepared:
+                prepared[key] = _prepare(arm.recipe, grid.folder, view)
+            settled[arm.name] = with_vocabulary(arm.recipe, prepared[key].tokenizer.vocab_size)
+        except ConfigError as fault:
+            raise locate(grid, arm, fault) from None
+    arms = [arm._replace(recipe=settled[arm.name]) for arm in arms]
+    if guessed:
+        forecasts |= check(grid, arms)
+    trials = []
+    for seed in grid.seeds:
+        for arm in arms:
+            recipe = trial_recipe(arm, seed)
+            where = address(recipe, prepared[data_key(recipe)].fingerprint, grid.folder)
+            trials.append(Trial(arm, recipe, forecasts[arm.name], where))
+    return Ready(tuple(trials), prepared)
+
+
+def _prepare(recipe: Recipe, folder: Path, view: View) -> Prepared:
+    try:
+        return prepare(recipe.data, folder, None, view.preparing)
+    except ConfigError as fault:
+        raise fault.under("data") from None
+
+
+def run(ready: Ready, store: Store, folder: Path, view: View, refresh: bool = False) -> Iterator[Outcome]:
+    """Train what is not finished yet, one trial at a time, and yield every outcome as it comes.
+
+    A trial that raises is recorded as failed with its reason, one that diverges as diverged, and the grid goes on.
+
+    Args:
+        ready: trials and text.
+        store: where results live.
+        folder: where relative paths of the recipe start from.
+        view: told of everything.
+        refresh: train again what was trained by other source code.
+    """
+    for number, trial in enumerate(ready.trials, 1):
+        earlier = stored(trial, store)
+        if earlier is not None and earlier.result.status in FINAL and not (refresh and earlier.stale):
+            outcome = earlier
+        else:
+            view.begin(trial, number, len(ready.trials))
+            outcome = Outcome(
+                trial, _train(trial, ready.prepared[data_key(trial.recipe)], store, folder, view), True, False
+            )
+        view.end(outcome)
+        yield outcome
+
+
+def stored(trial: Trial, store: Store) -> Outcome | None:
+    """What the store knows of a trial, under the trial's present name."""
+    result = store.find(trial.address)
+    if result is None:
+        return None
+    named = result.model_copy(update={"name": trial.recipe.name, "variant": trial.recipe.variant})
+    return Outcome(trial, named, False, result.facts.get("code") != code_hash(trial.recipe))
+
+
+def _train(trial: Trial, prepared: Prepared, store: Store, folder: Path, view: View) -> Result:
+    with store.opened(trial.recipe, trial.address, folder) as draft:
+        try:
+            result = train(trial.recipe, prepared, draft.folder, view.step)
+        except Exception as fault:
+            (draft.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            result = _failed(trial, prepared, fault)
+        more = {"address": trial.address, "facts": {**result.facts, "code": code_hash(trial.recipe)}}
+        result = result.model_copy(update=more)
+        draft.commit(result)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return result
+
+
+def _failed(trial: Trial, prepared: Prepared, fault: Exception) -> Result:
+    """The result of a trial that raised."""
+    reason = str(fault) if isinstance(fault, ConfigError) else f"{type(fault).__name__}: {fault}"
+    cost = trial.forecast.cost
+    return Result(
+        status="failed",
+        reason=reason.strip().split("\n")[0],
+        name=trial.recipe.name,
+        variant=trial.recipe.variant,
+        seed=trial.recipe.train.seed,
+        parameters=cost.parameters,
+        active_parameters=cost.active_parameters,
+        flops_per_token=cost.flops_per_token,
+        facts=dict(prepared.facts),
+    )
