@@ -229,19 +229,18 @@ class Loop:
 
     def score(self, n_tokens: int | None) -> Score:
         """Score the validation text (its first ``n_tokens`` tokens, or all of it) with the weights as they are."""
-        plan, prepared = self.recipe.evaluate, self.prepared
-        end = None if n_tokens is None else n_tokens + 1
-        bos = prepared.tokenizer.bos if self.recipe.data.document_mask == "segments" else None
+        recipe, prepared = self.recipe, self.prepared
+        end = len(prepared.valid) if n_tokens is None else n_tokens + 1
+        masked = recipe.data.document_mask == "segments"
         self.model.eval()
-        with torch.no_grad():
-            return plan.scorer.build().score(
-                self.model,
-                prepared.valid[:end],
-                prepared.valid_spans[:end],
-                self.recipe.model.context,
-                plan.batch,
-                bos,
-            )
+        return recipe.evaluate.scorer.build().score(
+            self.model,
+            prepared.valid[:end],
+            prepared.valid_spans[:end],
+            context=recipe.model.context,
+            batch=recipe.evaluate.batch,
+            bos=prepared.tokenizer.bos if masked else None,
+        )
 
     def _report(self, score: Score | None) -> None:
         every = self.recipe.train.log_every
