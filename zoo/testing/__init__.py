@@ -12,16 +12,20 @@ from typing import Any
 
 from zoo.core.part import Part
 from zoo.core.slots import Site
+from zoo.model import ModelConfig
 from zoo.testing import statements, training, windows
-from zoo.testing.hosts import SITE, Subject, all_kinds, find, label, places, randomised, slots, subjects
+from zoo.testing.hosts import SITE, Specimen, Subject, all_kinds, find, label, places, randomised, slots, subjects
 from zoo.testing.measure import BrokenPromise
 
 __all__ = [
+    "OF_MODELS",
     "PROMISES",
     "BrokenPromise",
+    "Specimen",
     "Subject",
     "all_kinds",
     "check",
+    "check_model",
     "check_subject",
     "find",
     "label",
@@ -31,7 +35,7 @@ __all__ = [
     "subjects",
 ]
 
-Promise = Callable[[Subject, int], None]
+Promise = Callable[[Any, int], None]  # of a Specimen, or of a Subject, and a number of tokens
 
 PROMISES: dict[str, Promise] = {
     promise.__name__: promise
@@ -56,6 +60,7 @@ PROMISES: dict[str, Promise] = {
 }
 # These compare windows of different lengths, so they mean nothing where forward(x[:t]) is not forward(x)[:t].
 REST_ON_PREFIXES = ("padding_independent", "decodes")
+OF_MODELS = tuple(name for name in PROMISES if name not in ("roles", "compiles", "sourced"))
 N_TOKENS = 9
 
 
@@ -87,17 +92,25 @@ def check(
         check_subject(subject, promises)
 
 
-def check_subject(subject: Subject, promises: Iterable[str] = tuple(PROMISES)) -> None:
-    """Ask ``promises`` of one kind at one place; raises as ``check`` does."""
-    breaks = subject.part.breaks
+def check_model(config: ModelConfig, promises: Iterable[str] = OF_MODELS) -> None:
+    """Ask a whole model, e.g. a recipe's, what can be asked of one; raises as ``check`` does. Choose a small one."""
+    check_subject(Specimen(config), promises)
+
+
+def check_subject(subject: Specimen, promises: Iterable[str] = tuple(PROMISES)) -> None:
+    """Ask ``promises`` of one kind at one place; raises as ``check`` does.
+
+    What another kind of the model declares as broken is not asked.
+    """
+    excused = subject.excused
     for name in promises:
-        if name in breaks:
+        if name in subject.breaks:
             _must_break(name, subject)
-        elif not ("prefix_consistent" in breaks and name in REST_ON_PREFIXES):
+        elif not (name in excused or ("prefix_consistent" in excused and name in REST_ON_PREFIXES)):
             _must_keep(name, subject)
 
 
-def _must_keep(name: str, subject: Subject) -> None:
+def _must_keep(name: str, subject: Specimen) -> None:
     fault = _fault(name, subject, N_TOKENS)
     if fault is None:
         return
@@ -105,13 +118,13 @@ def _must_keep(name: str, subject: Subject) -> None:
     raise next((f for f in smaller if f is not None), fault)
 
 
-def _must_break(name: str, subject: Subject) -> None:
+def _must_break(name: str, subject: Specimen) -> None:
     if _fault(name, subject, N_TOKENS) is None:
-        why = subject.part.breaks[name]
+        why = subject.breaks[name]
         raise BrokenPromise(name, subject, f"declared as broken ({why}), but it is kept; remove the declaration")
 
 
-def _fault(name: str, subject: Subject, n_tokens: int) -> BrokenPromise | None:
+def _fault(name: str, subject: Specimen, n_tokens: int) -> BrokenPromise | None:
     """How ``subject`` breaks the promise, or None; an error of the block's own counts as breaking it."""
     try:
         PROMISES[name](subject, n_tokens)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -108,30 +107,35 @@ def assemble(part: type[Part], knobs: Mapping[str, Any], place: Place, site: Sit
     return table
 
 
-@dataclass(eq=False)
-class Subject:
-    """One kind with its knobs at one place of a small model: what a promise is asked of.
+class Specimen:
+    """A small model of which promises are asked, its parameters randomised, those that start at zero too.
 
-    The model's parameters are randomised, those that start at zero too, so that nothing holds by a zero. Models are
-    kept per dtype and shared by the promises, which leave them as they are.
+    Models are kept per dtype and shared by the promises, which leave them as they are.
+
+    Args:
+        config: the model, vocabulary included.
+        seed: of the parameters and of the tokens.
+        model: a model of this config to ask instead of a newly drawn one.
     """
 
-    part: type[Part]
-    knobs: Mapping[str, Any]
-    place: Place
-    site: Site = SITE
-    seed: int = 0
-    config: ModelConfig = field(init=False)
-    _models: dict[tuple[torch.dtype, torch.dtype | None], Model] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.config = assemble(self.part, self.knobs, self.place, self.site)
-        self._models[torch.float64, None] = randomised(Model(self.config, seed=self.seed), self.seed).double().eval()
+    def __init__(self, config: ModelConfig, seed: int = 0, model: Model | None = None) -> None:
+        self.config, self.seed = config, seed
+        model = randomised(Model(config, seed=seed), seed) if model is None else model
+        self._models: dict[tuple[torch.dtype, torch.dtype | None], Model] = {}
+        self._models[torch.float64, None] = model.double().eval()
 
     def __str__(self) -> str:
-        knobs = ", ".join(f"{name} = {_short(value)}" for name, value in self.knobs.items())
-        size = f"dim {self.site.dim}, {self.site.n_layers} layers"
-        return f"{label(self.part)} ({knobs or 'default knobs'}) at {describe(self.place)}, {size}"
+        return f"the model {self.config.model_dump(exclude_none=True)}"
+
+    @property
+    def breaks(self) -> Mapping[str, str]:
+        """The promises that must be broken, and why."""
+        return {}
+
+    @property
+    def excused(self) -> set[str]:
+        """The promises that some kind of the model declares as broken."""
+        return {name for module in self.model().modules() if isinstance(module, Part) for name in module.breaks}
 
     def model(self, dtype: torch.dtype = torch.float64, stream: torch.dtype | None = None) -> Model:
         """The model in evaluation mode, parameters in ``dtype``; not to be changed."""
@@ -148,7 +152,26 @@ class Subject:
     def tokens(self, rows: int, n_tokens: int, seed: int = 0) -> Tensor:
         """Random token ids (B, T)."""
         generator = torch.Generator().manual_seed(1000 * self.seed + seed)
-        return torch.randint(self.site.vocab_size, (rows, n_tokens), generator=generator)
+        return torch.randint(self.config.vocab_size, (rows, n_tokens), generator=generator)
+
+
+class Subject(Specimen):
+    """One kind with its knobs at one place of a small model, defaults elsewhere."""
+
+    def __init__(
+        self, part: type[Part], knobs: Mapping[str, Any], place: Place, site: Site = SITE, seed: int = 0
+    ) -> None:
+        self.part, self.knobs, self.place, self.site = part, knobs, place, site
+        super().__init__(assemble(part, knobs, place, site), seed)
+
+    def __str__(self) -> str:
+        knobs = ", ".join(f"{name} = {_short(value)}" for name, value in self.knobs.items())
+        size = f"dim {self.site.dim}, {self.site.n_layers} layers"
+        return f"{label(self.part)} ({knobs or 'default knobs'}) at {describe(self.place)}, {size}"
+
+    @property
+    def breaks(self) -> Mapping[str, str]:
+        return self.part.breaks
 
 
 def _short(value: Any) -> str:
@@ -159,17 +182,18 @@ def _short(value: Any) -> str:
 
 @torch.no_grad()
 def randomised(model: Model, seed: int = 0, std: float = 0.2) -> Model:
-    """``model`` with N(0, std^2) added to every parameter and to every buffer that is part of its state, in place."""
+    """``model`` with N(0, std^2) added to every parameter, and a tenth of it to every buffer of its state, in place.
+
+    Buffers get less because selection biases, the ones there are, move in thousandths and starve experts when large.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for tensor in (*model.parameters(), *_stateful_buffers(model)):
-        if tensor.is_floating_point():
-            tensor.add_(std * torch.randn(tensor.shape, generator=generator).to(tensor.dtype))
-    return model
-
-
-def _stateful_buffers(model: Model) -> list[Tensor]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    return [t for name, t in model.state_dict(keep_vars=True).items() if name not in parameters]
+    buffers = [t for name, t in model.state_dict(keep_vars=True).items() if name not in parameters]
+    for size, tensors in ((std, list(model.parameters())), (0.1 * std, buffers)):
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                tensor.add_(size * torch.randn(tensor.shape, generator=generator).to(tensor.dtype))
+    return model
 
 
 def subjects(

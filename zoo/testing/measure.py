@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.core.cache import Cache
 from zoo.model import Model
-from zoo.testing.hosts import Subject
+from zoo.testing.hosts import Specimen
 
 TOLERANCE = {
     torch.float64: 1e-9,
@@ -62,7 +62,7 @@ class _Choices(TorchDispatchMode):
         return result
 
 
-def precise(subject: Subject, dtype: torch.dtype) -> Model:
+def precise(subject: Specimen, dtype: torch.dtype) -> Model:
     """The subject's model with its stream in ``dtype``; parameters in fp32 where the stream is narrower."""
     if dtype is torch.bfloat16:
         return subject.model(torch.float32, torch.bfloat16)
@@ -100,7 +100,7 @@ def difference(got: Answer, want: Answer) -> tuple[int, float]:
     return int(worst.argmax()), float(worst.max())
 
 
-def must_agree(promise: str, subject: Subject, got: Answer, want: Answer, dtype: torch.dtype, when: str) -> None:
+def must_agree(promise: str, subject: Specimen, got: Answer, want: Answer, dtype: torch.dtype, when: str) -> None:
     """Raise BrokenPromise where two answers differ by more than ``dtype`` allows."""
     t, error = difference(got, want)
     if not error <= TOLERANCE[dtype]:

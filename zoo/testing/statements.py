@@ -13,16 +13,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.core.params import Role, entries
-from zoo.core.slots import Block
+from zoo.core.params import Embedding, Linear, Role, entries
 from zoo.cost import cost_of, forward_flops
 from zoo.model import Model, ModelConfig
-from zoo.testing.hosts import Subject
+from zoo.testing.hosts import Specimen, Subject
 from zoo.testing.measure import BrokenPromise
 from zoo.testing.training import trace
 
 
-def round_trips(subject: Subject, n_tokens: int) -> None:
+def round_trips(subject: Specimen, n_tokens: int) -> None:
     """Knobs survive TOML, state survives safetensors: a model told of both answers to the last bit as the first does."""
     text = tomli_w.dumps(subject.config.model_dump(exclude_none=True, mode="json"))
     try:
@@ -51,7 +50,7 @@ def _contiguous(model: Model) -> Iterator[tuple[str, Tensor]]:
     return ((name, t.detach().contiguous()) for name, t in model.state_dict().items())
 
 
-def _changed(subject: Subject, config: ModelConfig) -> str:
+def _changed(subject: Specimen, config: ModelConfig) -> str:
     before, after = flat(subject.config.model_dump()), flat(config.model_dump())
     names = [n for n in before.keys() | after.keys() if before.get(n) != after.get(n)]
     return ", ".join(f"{n} = {before.get(n)!r} became {after.get(n)!r}" for n in sorted(names))
@@ -87,7 +86,7 @@ def roles(subject: Subject, n_tokens: int) -> None:
         raise BrokenPromise("roles", subject, f"{lost[0]} changes its name or shape when its neighbours are swapped")
 
 
-def _entries(subject: Subject, model: Model) -> list[Any]:
+def _entries(subject: Specimen, model: Model) -> list[Any]:
     try:
         return list(entries(model))
     except TypeError as error:
@@ -116,32 +115,32 @@ def _own(subject: Subject, named: dict[str, nn.Parameter]) -> list[str]:
     return [name for name in named if any(name.startswith(f"{prefix}.") for prefix in prefixes)]
 
 
-def costs(subject: Subject, n_tokens: int) -> None:
+def costs(subject: Specimen, n_tokens: int) -> None:
     """Active parameters, FLOPs and cache are stated exactly: they equal what is measured of the model itself."""
     model = subject.model()
     stated = cost_of(model)
     _claim(subject, "parameters", stated.parameters, sum(p.numel() for p in model.parameters()))
     _claim(subject, "active parameters", stated.active_parameters, stated.parameters - idle_parameters(subject))
     _claim(subject, "cache elements per token", stated.cache_elements_per_token, cached_elements(subject))
-    context = subject.site.context
+    context = subject.config.context
     _claim(
         subject, f"forward FLOPs per token at T = {context}", forward_flops(model, context), flops_per_token(subject)
     )
 
 
-def _claim(subject: Subject, what: str, stated: float, measured: float) -> None:
+def _claim(subject: Specimen, what: str, stated: float, measured: float) -> None:
     if abs(stated - measured) > 1e-9 * abs(measured):
         raise BrokenPromise("costs", subject, f"{what}: {stated:,.10g} are stated, {measured:,.10g} are measured")
 
 
-def idle_parameters(subject: Subject) -> int:
+def idle_parameters(subject: Specimen) -> int:
     """Elements of stacked parameters (E, ...) whose slice one token leaves without a gradient."""
     model = subject.fresh().eval()
     x = subject.tokens(1, 1)
     model(x, x).nll.sum().backward()
     idle = 0
-    for block in model.modules():
-        bare = list(block.parameters(recurse=False)) if isinstance(block, Block) else []
+    for module in model.modules():
+        bare = [] if isinstance(module, Linear | Embedding) else list(module.parameters(recurse=False))
         stacks = {p.shape[0] for p in bare if p.ndim > 2}
         for p in bare:
             if p.ndim > 1 and p.shape[0] in stacks:
@@ -150,7 +149,7 @@ def idle_parameters(subject: Subject) -> int:
     return idle
 
 
-def cached_elements(subject: Subject) -> float:
+def cached_elements(subject: Specimen) -> float:
     """Elements by which the cache of one row grows per token of capacity, over all layers."""
     sizes = []
     for capacity in (17, 23):
@@ -161,14 +160,14 @@ def cached_elements(subject: Subject) -> float:
     return (sizes[1] - sizes[0]) / (2 * (23 - 17))
 
 
-def flops_per_token(subject: Subject) -> float:
+def flops_per_token(subject: Specimen) -> float:
     """What torch's counter sees of one more row of full context, per token (matrix products, two per multiply-add)."""
     counted = []
     for rows in (1, 2):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            subject.model()(subject.tokens(rows, subject.site.context))
+            subject.model()(subject.tokens(rows, subject.config.context))
         counted.append(counter.get_total_flops())
-    return (counted[1] - counted[0]) / subject.site.context
+    return (counted[1] - counted[0]) / subject.config.context
 
 
 def sourced(subject: Subject, n_tokens: int) -> None:

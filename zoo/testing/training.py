@@ -14,7 +14,7 @@ from zoo.core.params import Role, entries
 from zoo.core.slots import IGNORE
 from zoo.core.wires import noise_key
 from zoo.model import Model, Out
-from zoo.testing.hosts import Subject
+from zoo.testing.hosts import Specimen, Subject
 from zoo.testing.measure import BrokenPromise
 
 Tensors = dict[str, Tensor]
@@ -42,7 +42,7 @@ def trace(model: Model, tokens: Tensor) -> Trace:
     return Trace({"nll": out.nll.detach()} | {k: v.detach() for k, v in out.losses.items()}, out.stats, gradients)
 
 
-def _same(promise: str, subject: Subject, a: Trace, b: Trace, when: str) -> None:
+def _same(promise: str, subject: Specimen, a: Trace, b: Trace, when: str) -> None:
     """Raise BrokenPromise where two traces are not bit-identical."""
     for what, left, right in zip(Trace._fields, a, b, strict=True):
         if left.keys() != right.keys():
@@ -53,7 +53,7 @@ def _same(promise: str, subject: Subject, a: Trace, b: Trace, when: str) -> None
                 raise BrokenPromise(promise, subject, f"{when}: {what} of {name} are not the same to the last bit")
 
 
-def recomputes(subject: Subject, n_tokens: int) -> None:
+def recomputes(subject: Specimen, n_tokens: int) -> None:
     """Keeping only each layer's input and computing it again in the backward changes no bit of loss, stats, gradients."""
     tokens = subject.tokens(2, n_tokens + 1)
     model = subject.fresh(torch.float32)
@@ -62,7 +62,7 @@ def recomputes(subject: Subject, n_tokens: int) -> None:
     _same("recomputes", subject, kept, trace(model, tokens), f"recomputed, T = {n_tokens}")
 
 
-def deterministic(subject: Subject, n_tokens: int) -> None:
+def deterministic(subject: Specimen, n_tokens: int) -> None:
     """Twice the same call, twice the same bits; evaluation draws no noise; the global random state is left alone."""
     tokens, before = subject.tokens(2, n_tokens + 1), torch.get_rng_state()
     model = subject.fresh(torch.float32)
@@ -77,7 +77,7 @@ def deterministic(subject: Subject, n_tokens: int) -> None:
         raise BrokenPromise("deterministic", subject, "it draws from torch's global generator; draw from bus.noise")
 
 
-def keeps_dtype(subject: Subject, n_tokens: int) -> None:
+def keeps_dtype(subject: Specimen, n_tokens: int) -> None:
     """Every stage hands on the stream's shape and dtype (fp64, fp32, bf16), at length 1 too; logits are at least fp32."""
     for parameters, stream in ((torch.float64, None), (torch.float32, None), (torch.float32, torch.bfloat16)):
         wanted = stream or parameters
@@ -97,20 +97,20 @@ def keeps_dtype(subject: Subject, n_tokens: int) -> None:
 
 
 def _check_stream(
-    subject: Subject, seen: list[tuple[Tensor, Tensor]], logits: Tensor, dtype: torch.dtype, n_tokens: int
+    subject: Specimen, seen: list[tuple[Tensor, Tensor]], logits: Tensor, dtype: torch.dtype, n_tokens: int
 ) -> None:
     for before, after in seen:
         if after.dtype != dtype or after.shape != before.shape:
             what = f"a stage made {before.dtype} {tuple(before.shape)} into {after.dtype} {tuple(after.shape)}"
             raise BrokenPromise("keeps_dtype", subject, f"{what}; the stream is {dtype}")
     wide = torch.promote_types(dtype, torch.float32)
-    if logits.dtype != wide or logits.shape != (2, n_tokens, subject.site.vocab_size):
+    if logits.dtype != wide or logits.shape != (2, n_tokens, subject.config.vocab_size):
         raise BrokenPromise("keeps_dtype", subject, f"logits are {logits.dtype} {tuple(logits.shape)}; want {wide}")
     if not bool(logits.isfinite().all()):
         raise BrokenPromise("keeps_dtype", subject, f"logits of {n_tokens} tokens in {dtype} are not finite")
 
 
-def scores(subject: Subject, n_tokens: int) -> None:
+def scores(subject: Specimen, n_tokens: int) -> None:
     """The loss is the cross entropy of the logits in nats, token by token; a target of IGNORE costs nothing."""
     model, tokens = subject.model(), subject.tokens(2, n_tokens + 1)
     inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
@@ -123,7 +123,7 @@ def scores(subject: Subject, n_tokens: int) -> None:
         raise BrokenPromise("scores", subject, f"nll is {error:.2g} nats away from the cross entropy of the logits")
 
 
-def gradients(subject: Subject, n_tokens: int) -> None:
+def gradients(subject: Specimen, n_tokens: int) -> None:
     """Every parameter gets a gradient, and a non-zero one given enough tokens; every expert of a stack its own."""
     model, missing = subject.fresh(), []
     for rows in (8, 64):
@@ -150,7 +150,7 @@ def compiles(subject: Subject, n_tokens: int) -> None:
     count_graphs(alike, n_tokens)
 
 
-def count_graphs(subject: Subject, n_tokens: int) -> int:
+def count_graphs(subject: Specimen, n_tokens: int) -> int:
     """Compile ``subject``'s layers, train one step, compare with the same in eager mode, and return the graphs made."""
     model, tokens = subject.fresh(torch.float32), subject.tokens(2, n_tokens + 1)
     eager = trace(model, tokens)
@@ -163,7 +163,9 @@ def count_graphs(subject: Subject, n_tokens: int) -> int:
         torch._dynamo.reset()
     allowed = 2 + bool(subject.config.stem)
     if backend.frame_count > allowed:
-        what = f"{subject.site.n_layers} layers of one structure compile to {backend.frame_count} graphs, not {allowed}"
+        what = (
+            f"{subject.config.n_layers} layers of one structure compile to {backend.frame_count} graphs, not {allowed}"
+        )
         raise BrokenPromise("compiles", subject, what)
     error = float((compiled.losses["nll"] - eager.losses["nll"]).abs().max())
     if not error <= 1e-4:

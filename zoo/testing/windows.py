@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.model import Model
-from zoo.testing.hosts import Subject
+from zoo.testing.hosts import Specimen
 from zoo.testing.measure import (
     PRECISIONS,
     UNMOVED,
@@ -20,7 +20,7 @@ from zoo.testing.measure import (
 )
 
 
-def causal(subject: Subject, n_tokens: int) -> None:
+def causal(subject: Specimen, n_tokens: int) -> None:
     """Gradients of outputs before t with respect to inputs from t on are exactly zero; changed tokens move nothing."""
     model, tokens = subject.model(), subject.tokens(2, n_tokens)
     x, logits = with_inputs(model, tokens)
@@ -35,7 +35,7 @@ def causal(subject: Subject, n_tokens: int) -> None:
     before = ask(model, tokens)
     for t in range(1, n_tokens):
         changed = tokens.clone()
-        changed[:, t:] = (tokens[:, t:] + 1 + subject.tokens(2, n_tokens, 1)[:, t:] % 7) % subject.site.vocab_size
+        changed[:, t:] = (tokens[:, t:] + 1 + subject.tokens(2, n_tokens, 1)[:, t:] % 7) % subject.config.vocab_size
         at, moved = difference(ask(model, changed).at(slice(None), slice(t)), before.at(slice(None), slice(t)))
         if moved > UNMOVED:
             what = f"with T = {n_tokens}, changing the tokens from {t} on moves position {at} by {moved:.2g}"
@@ -52,7 +52,7 @@ def with_inputs(model: Model, tokens: Tensor, segments: Tensor | None = None) ->
         hook.remove()
 
 
-def prefix_consistent(subject: Subject, n_tokens: int) -> None:
+def prefix_consistent(subject: Specimen, n_tokens: int) -> None:
     """The answer to the first t tokens alone is the first t answers to all of them."""
     for dtype in PRECISIONS:
         model, tokens = precise(subject, dtype), subject.tokens(2, n_tokens)
@@ -62,7 +62,7 @@ def prefix_consistent(subject: Subject, n_tokens: int) -> None:
             must_agree("prefix_consistent", subject, got, want, dtype, f"with the first {t} of T = {n_tokens} tokens")
 
 
-def batch_independent(subject: Subject, n_tokens: int) -> None:
+def batch_independent(subject: Specimen, n_tokens: int) -> None:
     """A row's answer does not depend on the rows beside it."""
     for dtype in PRECISIONS:
         model, tokens = precise(subject, dtype), subject.tokens(3, n_tokens)
@@ -74,7 +74,7 @@ def batch_independent(subject: Subject, n_tokens: int) -> None:
             must_agree("batch_independent", subject, ask(model, tokens[rows]), want, dtype, when)
 
 
-def padding_independent(subject: Subject, n_tokens: int) -> None:
+def padding_independent(subject: Specimen, n_tokens: int) -> None:
     """Padding on the left, as a segment of its own, changes nothing; each row may have another amount of it."""
     for dtype in PRECISIONS:
         model, tokens = precise(subject, dtype), subject.tokens(3, n_tokens)
@@ -96,7 +96,7 @@ def left_padded(tokens: Tensor, pads: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return torch.stack(rows), segments
 
 
-def document_bounded(subject: Subject, n_tokens: int) -> None:
+def document_bounded(subject: Specimen, n_tokens: int) -> None:
     """Nothing crosses from one document of a row to another, and a document answers in a row as it does alone.
 
     A kind that is said to break ``prefix_consistent`` is not asked the second: it compares windows of two lengths.
@@ -116,14 +116,14 @@ def document_bounded(subject: Subject, n_tokens: int) -> None:
         if bool((outside != 0).any()):
             what = f"{where} has gradient {float(outside.abs().max()):.2g} to other documents"
             raise BrokenPromise("document_bounded", subject, what)
-        others = (tokens + 1) % subject.site.vocab_size
+        others = (tokens + 1) % subject.config.vocab_size
         others[:, span] = tokens[:, span]
         part = (slice(None), span)
         at, moved = difference(ask(model, others, segments).at(*part), ask(model, tokens, segments).at(*part))
         if moved > UNMOVED:
             what = f"{where} moves by {moved:.2g} at its token {at} when the others change"
             raise BrokenPromise("document_bounded", subject, what)
-    if "prefix_consistent" in subject.part.breaks:
+    if "prefix_consistent" in subject.excused:
         return
     for dtype in PRECISIONS:
         whole = ask(precise(subject, dtype), tokens, segments)
@@ -133,17 +133,18 @@ def document_bounded(subject: Subject, n_tokens: int) -> None:
             must_agree("document_bounded", subject, alone, whole.at(slice(None), span), dtype, when)
 
 
-def decodes(subject: Subject, n_tokens: int) -> None:
+def decodes(subject: Specimen, n_tokens: int) -> None:
     """Token by token, and piece by piece, with a cache: the same as in full; left-padded and reordered rows too."""
+    model, tokens = subject.model(), subject.tokens(2, n_tokens)
+    full = ask(model, tokens)
+    pieces = [n for n in (n_tokens // 2, 1, n_tokens - n_tokens // 2 - 1) if n > 0]
+    for sizes in ([1] * n_tokens, pieces):
+        when = f"in pieces of {sizes} tokens"
+        must_agree("decodes", subject, decoded(model, tokens, sizes), full, torch.float64, when)
+    padded, segments = left_padded(tokens, (0, 2))
+    first = [3, *[1] * (padded.shape[1] - 3)]  # a prompt that holds all padding, then token by token
     for dtype in PRECISIONS:
-        model, tokens = precise(subject, dtype), subject.tokens(2, n_tokens)
-        full = ask(model, tokens)
-        by_token = decoded(model, tokens, [1] * n_tokens)
-        must_agree("decodes", subject, by_token, full, dtype, f"token by token, T = {n_tokens}")
-        pieces = [n for n in (n_tokens // 2, 1, n_tokens - n_tokens // 2 - 1) if n > 0]
-        must_agree("decodes", subject, decoded(model, tokens, pieces), full, dtype, f"in pieces of {pieces}")
-        padded, segments = left_padded(tokens, (0, 2))
-        first = [3, *[1] * (padded.shape[1] - 3)]  # a prompt that holds all padding, then token by token
+        model = precise(subject, dtype)
         got, want = decoded(model, padded, first, segments), ask(model, padded, segments)
         must_agree("decodes", subject, got, want, dtype, f"behind 0 and 2 tokens of padding, T = {n_tokens}")
     _follows_beams(subject, n_tokens)
@@ -161,7 +162,7 @@ def decoded(model: Model, tokens: Tensor, pieces: list[int], segments: Tensor | 
     return joined(answers)
 
 
-def _follows_beams(subject: Subject, n_tokens: int) -> None:
+def _follows_beams(subject: Specimen, n_tokens: int) -> None:
     """Rows of a cache may be swapped and doubled between two calls."""
     model, tokens, half = subject.model(), subject.tokens(2, n_tokens), n_tokens // 2
     beams = torch.tensor([1, 1])
