@@ -36,18 +36,19 @@ def baselines(prepared: Prepared, cache: Path | None = None) -> Baselines:
 
 
 def _count(prepared: Prepared, folder: Path) -> None:
-    bits = 1 / (math.log(2) * prepared.valid_bytes)
     vocab_size = prepared.tokenizer.vocab_size
+    entropy = unigram_entropy(prepared.valid)
     streams = (prepared.train, prepared.valid)
     raw = (byte_stream(prepared.documents("train")), byte_stream(prepared.documents("valid")))
     text = raw[1][raw[1] != BOS].astype(np.uint8).tobytes()
+    per_token, per_byte = (1 / (math.log(2) * n) for n in (prepared.valid_bytes, len(text)))
     found = Baselines(
-        unigram_entropy=unigram_entropy(prepared.valid),
-        unigram_bpb=unigram_entropy(prepared.valid) * (len(prepared.valid) - 1) * bits,
-        order1_tokens_bpb=count_model_nats(*streams, vocab_size, order=1) * bits,
-        order2_tokens_bpb=count_model_nats(*streams, vocab_size, order=2) * bits,
-        order1_bytes_bpb=count_model_nats(*raw, BOS + 1, order=1) * bits,
-        order2_bytes_bpb=count_model_nats(*raw, BOS + 1, order=2) * bits,
+        unigram_entropy=entropy,
+        unigram_bpb=entropy * (len(prepared.valid) - 1) * per_token,
+        order1_tokens_bpb=count_model_nats(*streams, vocab_size, order=1) * per_token,
+        order2_tokens_bpb=count_model_nats(*streams, vocab_size, order=2) * per_token,
+        order1_bytes_bpb=count_model_nats(*raw, BOS + 1, order=1) * per_byte,
+        order2_bytes_bpb=count_model_nats(*raw, BOS + 1, order=2) * per_byte,
         xz_bpb=xz_bits_per_byte(text),
     )
     (folder / "counts.json").write_text(json.dumps(found._asdict()))
