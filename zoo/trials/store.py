@@ -88,18 +88,25 @@ class Draft:
         self.folder, self.final = folder, final
 
     def commit(self, result: Result) -> None:
-        """Write the result and give the folder its name; an older folder of that name is replaced."""
-        (self.folder / RESULT).write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        for path in (*self.folder.rglob("*"), self.folder):
-            _sync(path)
-        if self.final.exists():
-            old = self.folder.with_name(f"{self.folder.name}.old.{os.getpid()}")
-            self.final.rename(old)
-            self.folder.rename(self.final)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            self.folder.rename(self.final)
-        _sync(self.final.parent)
+        """Write the result and give the folder its name; an older folder of that name is replaced.
+
+        Raises:
+            ConfigError: the disk is full, or the folder has become unwritable.
+        """
+        try:
+            (self.folder / RESULT).write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            for path in (*self.folder.rglob("*"), self.folder):
+                _sync(path)
+            if self.final.exists():
+                old = self.folder.with_name(f"{self.folder.name}.old.{os.getpid()}")
+                self.final.rename(old)
+                self.folder.rename(self.final)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                self.folder.rename(self.final)
+            _sync(self.final.parent)
+        except OSError as fault:
+            raise ConfigError(f"{self.final}: cannot be written: {fault.strerror}") from None
 
 
 def write_whole(path: Path, text: str) -> None:

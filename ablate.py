@@ -1,0 +1,125 @@
+"""Ablations from the command line: ``python ablate.py recipes/quickstart.toml`` trains the grid and prints its table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+HELP = """Train the grid of a recipe and print its table.
+
+python ablate.py RECIPE is short for python ablate.py run RECIPE.
+"""
+
+
+class RunByDefault(TyperGroup):
+    """A first word that is no command is a recipe to run."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        told = {"--help", "--install-completion", "--show-completion"}
+        if args and args[0] not in self.commands and not told & set(args[:1]):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=RunByDefault, help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, e.g. recipes/quickstart.toml.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(help="A profile of the recipe; 'full' for none. Without it, 'cpu' applies where there is no GPU."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Change a knob, e.g. --set model.dim=64. May be given several times."
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+
+
+@contextmanager
+def faults_in_words() -> Iterator[None]:
+    """A recipe that cannot be is one message and exit code 2; Ctrl-C is exit code 130."""
+    from zoo.core.part import ConfigError
+
+    try:
+        yield
+    except ConfigError as fault:
+        typer.echo(f"error: {fault}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("Stopped. Finished trials are kept: give the same command again to go on.", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    profile: Profile = None,
+    sets: Sets = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds, instead of what the grid says.")] = None,
+    device: Device = None,
+    only: Annotated[str, typer.Option(metavar="PATTERN", help="Train only arms with such names, e.g. 'mla*'.")] = "*",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the trials with their cost and train nothing.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Where results go.  [default: results/<name of the recipe>]")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Train stale results again, too.")] = False,
+) -> None:
+    """Train every trial that is not finished yet, and print the table."""
+    from rich.console import Console
+
+    with faults_in_words():
+        from zoo.report import session
+
+        console = Console()
+        grid = session.open_grid(recipe, profile, sets or [], seeds, device, console)
+        if dry_run:
+            session.dry_run(grid, only, console)
+            return
+        fine = session.run_grid(grid, only, out, refresh, console)
+    raise typer.Exit(0 if fine else 1)
+
+
+@app.command("list")
+def list_kinds(
+    slot: Annotated[str | None, typer.Argument(help="One slot, e.g. attention.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Also the kinds of this recipe's plug-ins.")] = None,
+    plugin: Annotated[list[Path] | None, typer.Option(help="Also the kinds of this Python file.")] = None,
+) -> None:
+    """Show the kinds of every slot: idea, source, knobs."""
+    from rich.console import Console
+
+    with faults_in_words():
+        from zoo.report import session
+
+        session.list_kinds(slot, recipe, plugin or [], Console())
+
+
+@app.command()
+def show(
+    recipe: RecipeFile,
+    profile: Profile = None,
+    sets: Sets = None,
+    device: Device = None,
+    variant: Annotated[str | None, typer.Option(help="An arm of the grid instead of the recipe itself.")] = None,
+) -> None:
+    """Show a recipe with every knob stated, and its model layer by layer."""
+    from rich.console import Console
+
+    with faults_in_words():
+        from zoo.report import session
+
+        session.show(recipe, profile, sets or [], device, variant, Console())
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,170 @@
+"""What is seen while a grid trains: one moving line per trial in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn
+from rich.text import Text
+
+from zoo.report.units import count, duration, significant
+from zoo.result import Progress as Step
+from zoo.trials.run import Outcome, Trial
+
+EVERY = 10.0  # seconds between plain lines of one trial
+
+
+def title(trial: Trial) -> str:
+    """``mla seed 0``."""
+    return f"{trial.recipe.variant} seed {trial.recipe.train.seed}"
+
+
+def verdict(outcome: Outcome) -> str:
+    """What a trial came to, in one line."""
+    result = outcome.result
+    if result.status != "done":
+        return f"{result.status}: {result.reason}"
+    scored = f"{significant(result.bits_per_byte)} bits/byte, loss {significant(result.valid_loss)}"
+    return f"{scored}, {result.steps} steps in {duration(result.seconds)}{'' if outcome.fresh else ' (stored)'}"
+
+
+def remaining(step: Step) -> float:
+    """Seconds of training that are left."""
+    return step.elapsed / step.step * max(0, step.total - step.step)
+
+
+class PlainView:
+    """One line now and then, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.total, self.number, self.spoke = console, 0, 0, 0.0
+        self.prepared = ""
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def preparing(self, what: str, share: float) -> None:
+        """Text is being prepared."""
+        if what != self.prepared:
+            self.prepared = what
+            self.say(f"{what} ...")
+
+    def begin(self, trial: Trial, number: int, total: int) -> None:
+        """A trial starts to train."""
+        self.number, self.total, self.spoke = number, total, time.monotonic()
+        steps = "" if trial.forecast.steps is None else f", {trial.forecast.steps:,} steps"
+        self.say(f"[{number}/{total}] {title(trial)}: {trial.forecast.cost.parameters:,} parameters{steps}")
+
+    def step(self, progress: Step) -> None:
+        """A trial tells how far it is."""
+        if time.monotonic() - self.spoke < EVERY:
+            return
+        self.spoke = time.monotonic()
+        bits = "" if progress.valid_bpb is None else f", {progress.valid_bpb:.4f} bits/byte"
+        self.say(
+            f"    step {progress.step:,}/{progress.total:,}, loss {progress.loss:.4f}{bits}, "
+            f"{count(progress.tokens_per_second)} tokens/s, {duration(remaining(progress))} left"
+        )
+
+    def end(self, outcome: Outcome) -> None:
+        """A trial is over, or was stored already."""
+        self.say(f"    {title(outcome.trial)}: {verdict(outcome)}")
+
+
+class LiveView(PlainView):
+    """A bar for the trial and one for the grid; what is over stays above them as a line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            Words(),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+        )
+        self.trial: TaskID | None = None
+        self.grid: TaskID | None = None
+        self.began, self.over, self.share = 0.0, 0, 0.0
+
+    def __enter__(self) -> LiveView:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def preparing(self, what: str, share: float) -> None:
+        task = self._task("trial")
+        self.bars.update(task, description=what, completed=share, total=1.0 if share else None, words="")
+
+    def begin(self, trial: Trial, number: int, total: int) -> None:
+        if self.grid is None:
+            self.grid = self.bars.add_task("grid", total=total, words="")
+            self.began, self.over = time.monotonic(), 0
+        self.number, self.total, self.share = number, total, 0.0
+        self._drop()
+        self.bars.update(
+            self._task("trial"), description=title(trial), completed=0, total=1.0, words="compiling or starting"
+        )
+
+    def step(self, progress: Step) -> None:
+        bits = "" if progress.valid_bpb is None else f"  {progress.valid_bpb:.4f} bits/byte"
+        words = (
+            f"{progress.step:,}/{progress.total:,}  loss {progress.loss:.4f}{bits}  "
+            f"{count(progress.tokens_per_second)} tokens/s  {duration(remaining(progress))} left"
+        )
+        self.share = progress.step / progress.total
+        self.bars.update(self._task("trial"), completed=self.share, total=1.0, words=words)
+        self._grid()
+
+    def end(self, outcome: Outcome) -> None:
+        self.say(f"{title(outcome.trial)}: {verdict(outcome)}")
+        self.over, self.share = self.over + outcome.fresh, 0.0
+        if self.grid is not None:
+            self._drop()
+            self._grid()
+
+    def _grid(self) -> None:
+        """The grid's bar: what is left is estimated from the trials that were trained now."""
+        if self.grid is None:
+            return
+        trained = self.over + self.share
+        left = (
+            (time.monotonic() - self.began) / trained * (self.total - self.number + 1 - self.share) if trained else 0.0
+        )
+        words = f"{self.number}/{self.total}" + (f"  {duration(left)} left" if left else "")
+        self.bars.update(self.grid, completed=self.number - 1 + self.share, total=self.total, words=words)
+
+    def _task(self, description: str) -> TaskID:
+        if self.trial is None:
+            self.trial = self.bars.add_task(description, total=None, words="")
+        return self.trial
+
+    def _drop(self) -> None:
+        if self.trial is not None:
+            self.bars.remove_task(self.trial)
+            self.trial = None
+
+
+class Words(ProgressColumn):
+    """The words of a task as they are, no markup."""
+
+    def render(self, task: Any) -> Text:
+        return Text(task.fields.get("words", ""))
+
+
+def view_for(console: Console) -> PlainView:
+    """The moving view in a terminal, plain lines elsewhere."""
+    return LiveView(console) if console.is_terminal else PlainView(console)

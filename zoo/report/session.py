@@ -1,0 +1,187 @@
+"""What the command line does, once its words are understood. Everything is printed to the console that is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zoo import plugins
+from zoo.api import pick
+from zoo.core.part import ConfigError
+from zoo.files import read
+from zoo.recipe import dumps
+from zoo.report import table
+from zoo.report.describe import anatomy, kinds
+from zoo.report.live import PlainView, view_for
+from zoo.report.units import bytes_of, flops
+from zoo.trials.check import check, memory
+from zoo.trials.grid import Grid, plan
+from zoo.trials.run import Outcome, Ready, data_key, make_ready, run, stored, with_known_vocabularies
+from zoo.trials.store import Store, slug, write_whole
+
+
+def open_grid(
+    recipe: Path, profile: str | None, sets: Sequence[str], seeds: int | None, device: str | None, console: Console
+) -> Grid:
+    """Read a recipe and say what was decided on the user's behalf."""
+    grid = plan(recipe, profile, sets, seeds, device)
+    for line in grid.said:
+        _say(console, line)
+    return grid
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def dry_run(grid: Grid, only: str, console: Console) -> None:
+    """List the trials with their cost; nothing is trained, and text is read only where the vocabulary depends on it."""
+    wanted = grid.only(only)
+    grid, guessed = with_known_vocabularies(grid)
+    if guessed:
+        grid = _with_text(grid, console)
+    forecasts = check(grid)
+    names = {arm.name for arm in wanted}
+    shown = Table(
+        "variant", title=f"{grid.name}: {len(names) * len(grid.seeds)} trials", title_justify="left", pad_edge=False
+    )
+    for name in ("seeds", "parameters", "active", "FLOPs/token", "steps", "tokens", "est. memory"):
+        shown.add_column(name, justify="right")
+    for arm in grid.arms:
+        if arm.name in names:
+            seen = forecasts[arm.name]
+            budget = arm.recipe.train
+            steps = f"{seen.steps:,}" if seen.steps is not None else f"{budget.seconds:g} s"
+            tokens = f"{seen.steps * seen.tokens_per_step:,}" if seen.steps is not None else ""
+            shown.add_row(
+                Text(arm.name),
+                " ".join(map(str, grid.seeds)),
+                f"{seen.cost.parameters:,}",
+                f"{seen.cost.active_parameters:,}",
+                flops(seen.cost.flops_per_token),
+                steps,
+                tokens,
+                bytes_of(memory(arm.recipe)),
+            )
+    console.print(shown)
+
+
+def _with_text(grid: Grid, console: Console) -> Grid:
+    """The grid with the vocabularies that only the text can tell."""
+    with view_for(console) as view:
+        ready = make_ready(grid, grid.arms, view)
+    recipes = {trial.arm.name: trial.arm for trial in ready.trials}
+    return grid._replace(arms=tuple(recipes[arm.name] for arm in grid.arms))
+
+
+def run_grid(grid: Grid, only: str, out: Path | None, refresh: bool, console: Console) -> bool:
+    """Train what is missing, write and print the table.
+
+    Returns:
+        whether every trial that was asked for is done.
+    """
+    root = out or Path("results") / slug(grid.name)
+    store = Store(root)
+    outcomes: list[Outcome] = []
+    wanted = grid.only(only)
+    with view_for(console) as view:
+        text = {data_key(arm.recipe) for arm in wanted}  # arms on other text are neither trained nor looked up
+        everything = make_ready(grid, [arm for arm in grid.arms if data_key(arm.recipe) in text], view)
+        names = {arm.name for arm in wanted}
+        ready = everything._replace(trials=tuple(t for t in everything.trials if t.arm.name in names))
+        try:
+            for outcome in run(ready, store, grid.folder, view, refresh):
+                outcomes.append(outcome)
+        finally:
+            if outcomes:
+                known = _with_earlier(everything, outcomes, store)
+                _write(known, grid, root)
+    _print(known, grid, root, console)
+    return all(outcome.result.status == "done" for outcome in outcomes)
+
+
+def _with_earlier(everything: Ready, outcomes: Sequence[Outcome], store: Store) -> list[Outcome]:
+    """The outcomes of this run, and what the store knows of trials that were not asked for, in the grid's order."""
+    fresh = {(o.trial.arm.name, o.result.seed): o for o in outcomes}
+    found = (fresh.get((t.arm.name, t.recipe.train.seed)) or stored(t, store) for t in everything.trials)
+    return [outcome for outcome in found if outcome is not None]
+
+
+def _write(outcomes: Sequence[Outcome], grid: Grid, root: Path) -> None:
+    rows = table.rows_of(outcomes)
+    facts = {"recipe": str(grid.path), **_shared_facts(outcomes)}
+    try:
+        write_whole(root / "table.md", table.markdown(rows, grid.name, facts))
+        write_whole(root / "table.csv", table.csv_text(rows))
+    except OSError as fault:
+        raise ConfigError(f"{root}: cannot be written: {fault.strerror}") from None
+
+
+def _shared_facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Facts in which all outcomes agree; those in which they differ, with every value."""
+    names = dict.fromkeys(name for o in outcomes for name in o.result.facts if name != "code")
+    values = {name: dict.fromkeys(o.result.facts.get(name, "?") for o in outcomes) for name in names}
+    return {name: " / ".join(found) for name, found in values.items()}
+
+
+def _print(outcomes: Sequence[Outcome], grid: Grid, root: Path, console: Console) -> None:
+    rows = table.rows_of(outcomes)
+    if not console.is_terminal:  # a pipe has no width: nothing is cut off
+        console.width = max(console.width, 160)
+    for shown in table.terminal(rows, grid.name):
+        console.print(shown)
+    for line in table.remarks(rows):
+        _say(console, line)
+    _say(console, f"Written to {root}{os.sep}: table.md, table.csv, and a folder for each trial.")
+
+
+def list_kinds(slot: str | None, recipe: Path | None, files: Sequence[Path], console: Console) -> None:
+    """Print the kinds of all slots or of one."""
+    plugins.discover()
+    for file in files:
+        try:
+            plugins.load(file)
+        except ConfigError as fault:
+            raise ConfigError(f"{file}: {fault}") from None
+    if recipe is not None:
+        read(recipe)
+    last = None
+    for kind in kinds(slot):
+        if kind.slot != last:
+            _say(console, f"{'' if last is None else chr(10)}{kind.slot}")
+            last = kind.slot
+        _say(console, f"  {kind.kind:<16}{kind.idea}")
+        for line in (f"source: {kind.source}" * bool(kind.source), *(f"breaks {b}" for b in kind.breaks)):
+            if line:
+                _say(console, f"{'':18}{line}")
+        if kind.knobs:
+            _say(console, f"{'':18}knobs: {', '.join(kind.knobs)}")
+
+
+def show(
+    recipe: Path, profile: str | None, sets: Sequence[str], device: str | None, variant: str | None, console: Console
+) -> None:
+    """Print a recipe with every knob stated, and its model layer by layer."""
+    grid = open_grid(recipe, profile, sets, None, device, console)
+    arm = pick(grid, variant)
+    if arm.recipe.model.vocab_size is None:
+        view = PlainView(console)
+        alone = grid._replace(arms=(arm,))
+        arm = make_ready(alone, alone.arms, view).trials[0].arm
+    seen = anatomy(arm.recipe)
+    _say(console, dumps(arm.recipe))
+    width = max(len(line.path) for line in seen.lines) + 2
+    for line in seen.lines:
+        _say(console, f"{line.path:<{width}}{line.what:<20}{line.parameters:>16,}")
+    cost = seen.cost
+    for name, number in cost.by_role.items():
+        _say(console, f"{name:<{width + 20}}{number:>16,}")
+    _say(console, f"{'parameters':<{width + 20}}{cost.parameters:>16,}")
+    _say(console, f"{'active parameters':<{width + 20}}{cost.active_parameters:>16,}")
+    _say(console, f"{'FLOPs per token':<{width + 20}}{cost.flops_per_token:>16,.0f}")
+    _say(console, f"{'cache elements per token':<{width + 20}}{cost.cache_elements_per_token:>16,}")

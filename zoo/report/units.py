@@ -1,0 +1,38 @@
+"""Numbers in words for people."""
+
+from __future__ import annotations
+
+
+def scaled(value: float, unit: str = "") -> str:
+    """``1.23 G`` with the largest power of a thousand below the value."""
+    for power, letter in ((4, "T"), (3, "G"), (2, "M"), (1, "k")):
+        if abs(value) >= 1000.0**power:
+            return f"{value / 1000.0**power:.3g} {letter}{unit}"
+    return f"{value:.3g} {unit}".strip()
+
+
+def flops(value: float) -> str:
+    """FLOPs, e.g. ``1.36 G``."""
+    return scaled(value)
+
+
+def bytes_of(value: float | None) -> str:
+    """Bytes, e.g. ``512 MB`` (10^6); nothing for None."""
+    return "" if value is None else scaled(value, "B")
+
+
+def count(value: float | None) -> str:
+    """A whole number with commas; nothing for None."""
+    return "" if value is None else f"{value:,.0f}"
+
+
+def significant(value: float | None) -> str:
+    """A loss or a score to four decimals; nothing for None."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
