@@ -28,40 +28,53 @@ class RoPE(Position, kind="rope"):
         theta: PositiveFloat = 10_000.0
         layout: Literal["half", "interleaved"] = "half"
 
+        def is_partial(self) -> bool:
+            return self.dims is not None
+
     def __init__(self, cfg: Config, site: Site) -> None:
         super().__init__()
         dims = site.dim if cfg.dims is None else cfg.dims
         if dims % 2 or dims > site.dim:
-            raise ConfigError(f"must be even and at most the head's width {site.dim}", "dims", dims)
-        self.dims, self.layout = dims, cfg.layout
-        frequency = cfg.theta ** (-torch.arange(0, dims, 2, dtype=torch.float32) / dims)
-        angle = torch.outer(torch.arange(site.context, dtype=torch.float32), frequency)  # (context, dims / 2)
-        self.register_buffer("frequency", frequency, persistent=False)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+            raise ConfigError(f"must be even and at most the width {site.dim} that it turns", "dims", dims)
+        self.dims, self.theta, self.layout = dims, cfg.theta, cfg.layout
+        cos, sin = self._tables(torch.arange(site.context))
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, t: Tensor, bus: Bus) -> Tensor:
-        cos, sin = (table.to(t.dtype) for table in self._tables(t, bus))
-        turned, rest = t[..., : self.dims], t[..., self.dims :]
-        a, b = turned.chunk(2, -1) if self.layout == "half" else (turned[..., ::2], turned[..., 1::2])
-        a, b = a * cos - b * sin, b * cos + a * sin
-        turned = torch.cat([a, b], -1) if self.layout == "half" else torch.stack([a, b], -1).flatten(-2)
-        return torch.cat([turned, rest], -1) if self.dims < t.shape[-1] else turned
+        cos, sin = (table.to(t.dtype) for table in self._angles(t, bus))
+        part = t[..., : self.dims]
+        turned = torch.addcmul(part * cos, self._partners(part), sin)
+        return torch.cat([turned, t[..., self.dims :]], -1) if self.dims < t.shape[-1] else turned
 
-    def _tables(self, t: Tensor, bus: Bus) -> tuple[Tensor, Tensor]:
-        """cos and sin, (T, dims / 2), or (B, 1, T, dims / 2) where rows hold several documents."""
+    def _partners(self, part: Tensor) -> Tensor:
+        """Each entry's partner in its pair, (..., dims) -> (..., dims)."""
+        if self.layout == "half":
+            return part.roll(self.dims // 2, -1)
+        return part.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+
+    def _angles(self, t: Tensor, bus: Bus) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines, (T, dims), or (B, 1, T, dims) where rows hold several documents."""
         n_tokens = t.shape[-2]
         end = bus.offset + n_tokens
-        inside = end <= self.cos.shape[0]
-        if segments_of(bus) is None and inside:
+        known, segmented = end <= self.cos.shape[0], segments_of(bus) is not None
+        if known and not segmented:
             return self.cos[bus.offset : end], self.sin[bus.offset : end]
         where = positions(bus, n_tokens, t.device)
-        if inside:  # looked up, not computed: a document's answer must not depend on what else its row holds
-            cos, sin = self.cos[where], self.sin[where]
-        else:  # in fp32 as the table is, also in an fp64 model
-            angle = where[..., None].float() * self.frequency.float()
-            cos, sin = angle.cos(), angle.sin()
-        return (cos[:, None], sin[:, None]) if where.ndim == 2 else (cos, sin)
+        where = where[:, None] if segmented else where
+        return (self.cos[where], self.sin[where]) if known else self._tables(where)
+
+    def _tables(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        """For positions (...): cosines and sines (..., dims) in fp32, as each entry of a head needs them.
+
+        An entry becomes ``cos * itself + sin * partner``: the sine is negative for the first of each pair.
+        """
+        pairs = torch.arange(0, self.dims, 2, dtype=torch.float32, device=where.device)
+        angle = where[..., None].float() * self.theta ** (-pairs / self.dims)  # (..., dims / 2)
+        cos, sin = angle.cos(), angle.sin()
+        if self.layout == "half":
+            return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        return cos.repeat_interleave(2, -1), torch.stack([-sin, sin], -1).flatten(-2)
 
 
 class NoPosition(Position, kind="none"):

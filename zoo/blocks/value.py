@@ -17,6 +17,8 @@ V0 = Wire("v0", "B G T h")  # the values of the first layer that has them
 class PlainValue(Value, kind="plain"):
     """The layer's own values, unchanged. Source: Attention Is All You Need, arXiv:1706.03762."""
 
+    identity = True
+
     def __init__(self, cfg: PlainValue.Config, site: Site) -> None:
         super().__init__()
 

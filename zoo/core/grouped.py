@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.core.attend import attend
 from zoo.core.params import Constant, Linear, Role, Use
 from zoo.core.part import ConfigError
-from zoo.core.slots import Attention, HeadSite, Norm, Site
+from zoo.core.slots import Attention, HeadSite, Norm, Position, Site, Value
 from zoo.core.wires import Bus
 
 
@@ -26,9 +26,9 @@ def width_of_heads(n_heads: int, head_dim: int | None, dim: int) -> int:
 
 
 class Grouped(Attention):
-    """Attention with H query heads over G key/value heads; ``prefix`` puts learned keys and values ahead of the tokens'."""
+    """Attention with H query heads over G key/value heads. ``mix`` is where a kind of its own may add to the keys."""
 
-    inits = {"gain": Constant(1.0)}
+    roles = {"gain": Role.CONTROL}
 
     class Config(Attention.Config):
         """Knobs that survive a swap between grouped attentions."""
@@ -54,35 +54,47 @@ class Grouped(Attention):
         self.k_norm: Norm = cfg.child("qk_norm", site.at(k_width))
         self.gain = None if cfg.qk_gain is None else nn.Parameter(torch.empty(heads))
         if cfg.qk_gain is not None:
-            self.inits = {"gain": Constant(cfg.qk_gain)}
-            self.roles = {"gain": Role.CONTROL}
-        self.position = cfg.child("position", site.at(h))
-        self.value = cfg.child("value", site.at(h))
-        place = HeadSite(site.dim, site.n_layers, site.vocab_size, site.context, site.index, heads, h)
-        self.output = nn.ModuleList(cfg.child("output", place))
+            self.inits = {**type(self).inits, "gain": Constant(cfg.qk_gain)}
+        self.position: Position = cfg.child("position", site.at(h))
+        self.value: Value = cfg.child("value", site.at(h))
+        self.output = nn.ModuleList(cfg.child("output", HeadSite.within(site, heads, h)))
 
     def forward(self, x: Tensor, bus: Bus) -> Tensor:
-        q = self._normed(self.query(x), self.q_norm)  # (B, H, T, h)
-        k = self._normed(self.key(x), self.k_norm)  # (B, G, T, h)
-        v = self.value(rearrange(self.value_projection(x), "b t (g h) -> b g t h", g=self.groups), bus)
-        turned, k = self.position(q, bus), self.position(k, bus)
-        if self.gain is not None:
-            gain = self.gain.to(q.dtype)[:, None, None]
-            q, turned = q * gain, turned * gain
-        y = self.mix(q, turned, bus.extend("k", k), bus.extend("v", v), bus)
+        q = self.split_and_norm(self.query(x), self.q_norm)  # (B, H, T, h)
+        k = self.split_and_norm(self.key(x), self.k_norm)  # (B, G, T, h)
+        v = self.value(self.split(self.value_projection(x)), bus)  # (B, G, T, h)
+        turned = self.gained(self.position(q, bus))
+        k = bus.extend("k", self.position(k, bus))  # (B, G, S, h)
+        y = self.mix(q, turned, k, bus.extend("v", v), bus)
         for piece in self.output:
             y = piece(y, x, v, bus)
         return self.projection(rearrange(y, "b h t e -> b t (h e)"))
 
     def mix(self, unturned: Tensor, q: Tensor, k: Tensor, v: Tensor, bus: Bus) -> Tensor:
-        """Queries (B, H, T, h) before and after the rotation, all keys and values so far (B, G, S, h) -> (B, H, T, h)."""
+        """What each token takes from all so far.
+
+        Args:
+            unturned: (B, H, T, h), the queries before position and gain.
+            q: (B, H, T, h), the queries as they score.
+            k, v: (B, G, S, h), keys and values of all tokens so far.
+            bus: this call's notebook.
+
+        Returns:
+            (B, H, T, h).
+        """
         return attend(q, k, v, bus, self.head_dim**-0.5)
 
-    def _normed(self, t: Tensor, norm: Norm) -> Tensor:
-        if self.over == "projection":
-            t = norm(t)
-        t = rearrange(t, "b t (n h) -> b n t h", h=self.head_dim)
-        return norm(t) if self.over == "head" else t
+    def split(self, t: Tensor) -> Tensor:
+        """(B, T, heads x h) -> (B, heads, T, h)."""
+        return rearrange(t, "b t (n h) -> b n t h", h=self.head_dim)
+
+    def split_and_norm(self, t: Tensor, norm: Norm) -> Tensor:
+        """``split`` with QK-norm over each head or over the whole projection."""
+        return norm(self.split(t)) if self.over == "head" else self.split(norm(t))
+
+    def gained(self, q: Tensor) -> Tensor:
+        """Queries (B, H, T, h) times the learned gain of their head, if there is one."""
+        return q if self.gain is None else q * self.gain.to(q.dtype)[:, None, None]
 
     def extra_flops(self, context: int) -> float:
         return 4.0 * context * self.heads * self.head_dim

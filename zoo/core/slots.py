@@ -105,12 +105,21 @@ class Position(Block, slot="position"):
 
     reads = (SEGMENTS,)
 
+    class Config(PartConfig):
+        """What a host may ask of any position."""
+
+        def is_partial(self) -> bool:
+            """Whether a number of entries, not a share of the width, is told where it stands."""
+            return False
+
     def forward(self, t: Tensor, bus: Bus) -> Tensor:
         raise NotImplementedError
 
 
 class Value(Block, slot="value"):
     """``(v, bus) -> v``: this layer's values (B, G, T, h), perhaps mixed with an earlier layer's."""
+
+    identity: ClassVar[bool] = False  # v comes back as it is: a host may remember what v is made of instead of v
 
     def forward(self, v: Tensor, bus: Bus) -> Tensor:
         raise NotImplementedError
@@ -133,6 +142,11 @@ class HeadSite(Site):
 
     n_heads: int = 1
     head_dim: int = 1
+
+    @classmethod
+    def within(cls, site: Site, n_heads: int, head_dim: int) -> HeadSite:
+        """``site`` inside an attention whose result has these heads."""
+        return cls(site.dim, site.n_layers, site.vocab_size, site.context, site.index, n_heads, head_dim)
 
 
 class Attention(Block, slot="attention"):
