@@ -64,8 +64,9 @@ class LatentTokens(Grouped, kind="latent_tokens"):
     def prefix(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The latents' keys and values, (1, G, M, h) each: constants, so that decoding need not remember them."""
         if self.latents is not None:
-            latents = self.latents.to(dtype)[None]  # (1, M, D)
-            return self.split_and_norm(self.key(latents), self.k_norm), self.split(self.value_projection(latents))
+            latents = self.latents.to(dtype)  # (M, D)
+            keys, values = self.key(latents)[None], self.value_projection(latents)[None]
+            return self.split_and_norm(keys, self.k_norm), self.split(values)
         keys = rearrange(self.latent_keys.to(dtype), "g m h -> 1 m (g h)")
         return self.split_and_norm(keys, self.k_norm), self.latent_values.to(dtype)[None]
 
