@@ -245,8 +245,10 @@ class Model(nn.Module):
 
     def _check_wires(self) -> None:
         """Every read has an earlier writer of the same shape, or a ConfigError names both."""
-        live = {wire.name: (wire, "the model") for wire in OFFERED}
+        live = {wire.name: (wire, "the model") for wire in OFFERED if wire is not X0}
         for index, stage in enumerate(self.stages):
+            if index == 1:
+                live[X0.name] = (X0, "the model")  # what the stem puts out, so nothing within the stem can read it
             for wire in (*stage.writes, *stage.reads):
                 known, writer = live.get(wire.name, (wire, ""))
                 if known.shape != wire.shape:
