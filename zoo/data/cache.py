@@ -33,10 +33,11 @@ def entry(cache: Path, key: str, make: Callable[[Path], None]) -> Path:
         ConfigError: the cache cannot be written to.
     """
     folder = cache / key
+    stood_there = folder.exists()
     fault = damage(folder)
     if fault is None:
         return folder
-    if folder.exists():
+    if stood_there:
         warnings.warn(f"the cache at {folder} is damaged ({fault}) and is made again", stacklevel=2)
     try:
         cache.mkdir(parents=True, exist_ok=True)
