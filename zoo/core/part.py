@@ -175,7 +175,7 @@ class Part:
         if isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, Mapping):
-            raise ConfigError(f"must be the name of a {cls.slot} or a table with its kind")
+            raise ConfigError(f"must name a kind of {cls.slot}: a word, or a table with its kind")
         knobs = dict(value)
         kind = knobs.pop("kind", None)
         if kind is None:

@@ -39,18 +39,6 @@ def nested(path: str, value: Any) -> Table:
     return value
 
 
-def leaves(table: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every plain value of a table with its dotted path; a list of plain values is one value."""
-    if isinstance(table, Mapping) and table:
-        for name, item in table.items():
-            yield from leaves(item, f"{path}.{name}" if path else str(name))
-    elif isinstance(table, list) and any(isinstance(item, Mapping) for item in table):
-        for index, item in enumerate(table):
-            yield from leaves(item, f"{path}[{index}]")
-    else:
-        yield path, table
-
-
 def tabulate(value: Any) -> Any:
     """A Config as the plain table that makes it again: every knob, kinds by name, None left out or written "none"."""
     if isinstance(value, Knobs):

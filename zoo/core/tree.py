@@ -100,16 +100,15 @@ def expand(config: type[Knobs], patch: Any, kinds: Kinds, base: Any = None) -> A
 
     Where ``base`` is known and already of the kind that the patch names, the name changes nothing and is not expanded.
     """
-    fields, base = {}, base if isinstance(base, Mapping) else {}
+    base = base if isinstance(base, Mapping) else {}
     if is_slot(config):
         patch = _as_table(config.part, patch)
-        if "kind" not in patch:
-            return patch
-        target = _kind_class(config.part, patch["kind"])
-        if base.get("kind") != patch["kind"]:
-            meaning, base = _meaning(target, kinds), {}
+        if "kind" in patch and patch["kind"] != base.get("kind"):
+            target = _kind_class(config.part, patch["kind"])
+            meaning = _meaning(target, kinds)
             return {"kind": patch["kind"], **_merge_knobs(target.Config, meaning, _without_kind(patch), kinds)}
-        config = target.Config
+        if "kind" in base:
+            config = _kind_class(config.part, base["kind"]).Config
     fields, written = structure(config), dict(patch)
     for name, value in patch.items():
         if name in fields and not _is_none(config, name, value):
@@ -158,7 +157,7 @@ def _default(config: type[Knobs], name: str) -> Table | None:
 def _as_table(part: type[Part], patch: Any) -> Mapping[str, Any]:
     patch = {"kind": patch} if isinstance(patch, str) else patch
     if not isinstance(patch, Mapping):
-        raise ConfigError(f"must be the name of a {part.slot} or a table with its kind", value=patch)
+        raise ConfigError(f"must name a kind of {part.slot}: a word, or a table with its kind", value=patch)
     return patch
 
 

@@ -123,7 +123,9 @@ def _resolve_arms(choice: Choice, device: str) -> tuple[Recipe, tuple[Arm, ...]]
             resolved = _settle(resolve((*below, *draft.patches, Patch("", {"variant": draft.name}))), device)
         except ConfigError as fault:
             said = str(fault)
-            raise ConfigError(said if f"{draft.name!r}" in said else f"variant {draft.name!r} of {said}") from None
+            raise ConfigError(
+                said if f"variant {draft.name!r}" in said else f"variant {draft.name!r} of {said}"
+            ) from None
         twin = next((i for i, arm in enumerate(arms) if _same(arm.recipe, resolved)), None)
         if twin is None:
             arms.append(Arm(draft.name, resolved))
@@ -168,8 +170,9 @@ def draft_arms(grid: Patch) -> tuple[tuple[Patch, ...], tuple[Draft, ...]]:
 
 def _axis(origin: str, path: str, values: Any) -> list[Any]:
     known = [*(name for name in Recipe.model_fields if name not in ("name", "variant", "base", "plugins")), "kinds"]
-    if split_path(path)[0] not in known:
-        raise ConfigError(f"{origin}: grid.{path}: unknown axis, {nearest(path, [*known, *RESERVED])}")
+    first = split_path(path)[0]
+    if first not in known:
+        raise ConfigError(f"{origin}: grid.{path}: unknown axis, {nearest(first, [*known, *RESERVED])}")
     if path == "train.seed":
         raise ConfigError(f"{origin}: grid.{path}: write seeds = [0, 1, 2] or seeds = 3 in [grid]")
     if not isinstance(values, list):
