@@ -42,13 +42,15 @@ def _count(prepared: Prepared, folder: Path) -> None:
     raw = (byte_stream(prepared.documents("train")), byte_stream(prepared.documents("valid")))
     text = raw[1][raw[1] != BOS].astype(np.uint8).tobytes()
     per_token, per_byte = (1 / (math.log(2) * n) for n in (prepared.valid_bytes, len(text)))
+    of_tokens = count_model_nats(*streams, vocab_size, order=2)
+    of_bytes = count_model_nats(*raw, BOS + 1, order=2)
     found = Baselines(
         unigram_entropy=entropy,
         unigram_bpb=entropy * (len(prepared.valid) - 1) * per_token,
-        order1_tokens_bpb=count_model_nats(*streams, vocab_size, order=1) * per_token,
-        order2_tokens_bpb=count_model_nats(*streams, vocab_size, order=2) * per_token,
-        order1_bytes_bpb=count_model_nats(*raw, BOS + 1, order=1) * per_byte,
-        order2_bytes_bpb=count_model_nats(*raw, BOS + 1, order=2) * per_byte,
+        order1_tokens_bpb=of_tokens[1] * per_token,
+        order2_tokens_bpb=of_tokens[2] * per_token,
+        order1_bytes_bpb=of_bytes[1] * per_byte,
+        order2_bytes_bpb=of_bytes[2] * per_byte,
         xz_bpb=xz_bits_per_byte(text),
     )
     (folder / "counts.json").write_text(json.dumps(found._asdict()))
@@ -61,8 +63,8 @@ def unigram_entropy(tokens: np.ndarray) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def count_model_nats(train: np.ndarray, valid: np.ndarray, vocab_size: int, order: int) -> float:
-    """Nats that a count model of ``order`` preceding tokens, learned from ``train``, needs for ``valid[1:]``.
+def count_model_nats(train: np.ndarray, valid: np.ndarray, vocab_size: int, order: int) -> list[float]:
+    """Nats that count models of 0, 1, ... ``order`` preceding tokens, learned from ``train``, need for ``valid[1:]``.
 
     Interpolated Witten-Bell: with n the times a context was seen and t the number of different tokens seen after it,
     p(v | context) = (count(context, v) + t p(v | shorter context)) / (n + t), down to 1/V below the empty context. A token
@@ -74,9 +76,11 @@ def count_model_nats(train: np.ndarray, valid: np.ndarray, vocab_size: int, orde
     if vocab_size ** (order + 1) >= 2**63:
         raise ValueError(f"{order + 1} ids out of {vocab_size} do not fit into an int64")
     p = np.full(len(valid) - 1, 1 / vocab_size)
+    nats = []
     for width in range(order + 1):
         _refine(p, _grams(train, width, vocab_size), _grams(valid, width, vocab_size)[max(0, 1 - width) :], vocab_size)
-    return float(-np.log(p).sum())
+        nats.append(float(-np.log(p).sum()))
+    return nats
 
 
 def _grams(tokens: np.ndarray, width: int, vocab_size: int) -> np.ndarray:
