@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -18,7 +18,7 @@ class Projection(Head):
     class Config(Head.Config):
         """Knobs of both."""
 
-        softcap: PositiveFloat | None = None  # c of c tanh(z / c), Gemma 2; None: none
+        softcap: PositiveFloat | None = Field(None, examples=[5.0, 30.0])  # c of c tanh(z / c), Gemma 2; None: none
         chunk_elements: PositiveInt = 2**24  # logits held at once, N x V
 
     def __init__(self, cfg: Config, site: Site, embedding: Embedding) -> None:
