@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
@@ -32,16 +33,21 @@ class Optimizer(Part, slot="optimizer"):
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that must be saved to go on exactly, as flat tensors: ``<full name>/<what>``."""
+        """Everything that must be saved to go on exactly, as flat tensors: ``<full name>/<what>``. Views, not copies."""
         raise NotImplementedError
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """The inverse of ``state``.
+
+        Raises:
+            ValueError: the state of other parameters.
+        """
         raise NotImplementedError
 
     def bytes_per_parameter(self) -> float:
-        """Optimizer state per parameter, for the memory estimate."""
-        raise NotImplementedError
+        """Optimizer state per parameter, for the memory estimate. 0.0 without parameters."""
+        n_parameters = sum(p.numel() for _, p in self.named)
+        return sum(t.numel() * t.element_size() for t in self.state().values()) / max(1, n_parameters)
 
 
 class Schedule(Part, slot="schedule"):
@@ -76,9 +82,30 @@ class Average(Part, slot="average"):
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that must be saved to go on exactly."""
+        """Everything that must be saved to go on exactly. Views, not copies."""
         raise NotImplementedError
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """The inverse of ``state``.
+
+        Raises:
+            ValueError: the state of another model.
+        """
         raise NotImplementedError
+
+
+@torch.no_grad()
+def restore(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy ``saved`` into ``own`` in place, entry by entry.
+
+    Raises:
+        ValueError: the two do not have the same names and shapes; nothing has been copied then.
+    """
+    missing, surplus = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    if missing or surplus:
+        raise ValueError(f"saved state does not fit: {len(missing)} missing {missing[:3]}, surplus {surplus[:3]}")
+    for name, t in own.items():
+        if saved[name].shape != t.shape:
+            raise ValueError(f"saved state does not fit: {name} is {tuple(saved[name].shape)}, not {tuple(t.shape)}")
+    for name, t in own.items():
+        t.copy_(saved[name])
