@@ -77,6 +77,12 @@ def test_every_token_but_the_first_is_scored_once_and_bos_has_no_bytes(shape: tu
     assert all(x.shape[1] == context and x.shape[0] <= batch for x, _, _ in model.asked)
 
 
+def test_bytes_are_those_of_the_scored_tokens_where_they_stand() -> None:
+    tokens, spans = stream(50, 1), np.random.default_rng(2).integers(1, 9, 50).astype(np.uint32)
+    found = Scorer.parse("plain").build().score(Stub(torch.ones(V)).eval(), tokens, spans, 7, 2)
+    assert found.bytes == sum(spans.tolist()[1:])  # as a tokenizer that normalises gives them: not by id
+
+
 def model_of(context: int) -> Model:
     torch.manual_seed(0)
     model = Model(ModelConfig(vocab_size=V, dim=16, n_layers=2, context=context), seed=1).double()
@@ -86,6 +92,7 @@ def model_of(context: int) -> Model:
     return model.eval()
 
 
+@torch.no_grad()
 @pytest.mark.parametrize(
     ("n", "context", "batch"), [(2, 8, 3), (9, 8, 3), (10, 8, 3), (40, 8, 2), (41, 8, 2), (30, 64, 4)]
 )
