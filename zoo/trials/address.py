@@ -79,6 +79,7 @@ def imported(file: Path) -> tuple[Path, ...]:
     return tuple(path for path in files if path.is_file())
 
 
+@cache
 def stripped(source: str) -> str:
     """Python source without comments, docstrings and layout."""
     tree = ast.parse(source)
