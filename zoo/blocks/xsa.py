@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.core.part import ConfigError
 from zoo.core.slots import HeadSite, Output
 from zoo.core.wires import Bus
 
@@ -21,6 +22,8 @@ class XSA(Output, kind="xsa"):
 
     def __init__(self, cfg: XSA.Config, site: HeadSite) -> None:
         super().__init__()
+        if site.head_dim == 1:
+            raise ConfigError("leaves nothing of heads of width 1")
 
     def forward(self, y: Tensor, x: Tensor, v: Tensor, bus: Bus) -> Tensor:
         wide = torch.promote_types(y.dtype, torch.float32)
