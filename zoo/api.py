@@ -11,7 +11,7 @@ from zoo.model import Model
 from zoo.recipe import Recipe
 from zoo.trials.check import locate
 from zoo.trials.grid import Arm, Grid, plan
-from zoo.trials.run import known_vocabulary, with_vocabulary
+from zoo.trials.run import known_vocabulary, text_of, with_vocabulary
 
 
 def load(
@@ -20,7 +20,7 @@ def load(
     sets: Sequence[str] = (),
     variant: str | None = None,
 ) -> Recipe:
-    """The Recipe in a file, resolved: every knob stated.
+    """The Recipe in a file, resolved: every knob stated, except a vocabulary that only the text can tell.
 
     Args:
         path: the recipe file.
@@ -31,22 +31,8 @@ def load(
     Raises:
         ConfigError: whatever is wrong with it, and where.
     """
-    grid = plan(Path(path), profile, sets)
-    for line in grid.said:
-        logging.getLogger("zoo").warning(line)
-    return pick(grid, variant).recipe
-
-
-def pick(grid: Grid, variant: str | None) -> Arm:
-    """An arm by name, or the recipe itself; its vocabulary filled in where that takes no text."""
-    arm = Arm(grid.recipe.variant, grid.recipe) if variant is None else grid.only(variant)[0]
-    size = known_vocabulary(arm.recipe, grid.folder)
-    if size is None:
-        return arm
-    try:
-        return arm._replace(recipe=with_vocabulary(arm.recipe, size))
-    except ConfigError as fault:
-        raise locate(grid, arm, fault) from None
+    grid = _plan(path, profile, sets)
+    return with_its_vocabulary(grid, pick(grid, variant), read_text=False).recipe
 
 
 def build(
@@ -62,16 +48,36 @@ def build(
     Raises:
         ConfigError: whatever is wrong with it, and where.
     """
-    recipe = load(path, profile, sets, variant)
-    if recipe.model.vocab_size is None:
-        from zoo.data.prepare import prepare
-
-        try:
-            found = prepare(recipe.data, Path(path).parent / recipe.base)
-        except ConfigError as fault:
-            raise ConfigError(f"{path}: {fault.under('data')}") from None
-        recipe = with_vocabulary(recipe, found.tokenizer.vocab_size)
+    grid = _plan(path, profile, sets)
+    arm = with_its_vocabulary(grid, pick(grid, variant))
     try:
-        return Model(recipe.model, seed=recipe.train.seed)
+        return Model(arm.recipe.model, seed=arm.recipe.train.seed)
     except ConfigError as fault:
-        raise ConfigError(f"{path}: {fault.under('model')}") from None
+        raise locate(grid, arm, fault.under("model")) from None
+
+
+def _plan(path: str | Path, profile: str | None, sets: Sequence[str]) -> Grid:
+    grid = plan(Path(path), profile, sets)
+    for line in grid.said:
+        logging.getLogger("zoo").warning(line)
+    return grid
+
+
+def pick(grid: Grid, variant: str | None) -> Arm:
+    """An arm by name, or the recipe itself."""
+    return Arm(grid.recipe.variant, grid.recipe) if variant is None else grid.only(variant)[0]
+
+
+def with_its_vocabulary(grid: Grid, arm: Arm, read_text: bool = True) -> Arm:
+    """The arm with its vocabulary filled in; text is read where it must be, if it may be.
+
+    Raises:
+        ConfigError: text or tokenizer that cannot be.
+    """
+    try:
+        size = known_vocabulary(arm.recipe, grid.folder)
+        if size is None and read_text:
+            size = text_of(arm.recipe, grid.folder).tokenizer.vocab_size
+        return arm if size is None else arm._replace(recipe=with_vocabulary(arm.recipe, size))
+    except ConfigError as fault:
+        raise locate(grid, arm, fault) from None

@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from zoo import plugins
-from zoo.api import pick
+from zoo.api import pick, with_its_vocabulary
 from zoo.core.part import ConfigError
 from zoo.files import read
 from zoo.recipe import dumps
 from zoo.report import table
 from zoo.report.describe import anatomy, kinds
-from zoo.report.live import PlainView, view_for
-from zoo.report.units import bytes_of, flops
-from zoo.trials.check import check, memory
+from zoo.report.live import view_for
+from zoo.report.terminal import print_table
+from zoo.report.units import bytes_of, flops, scaled
+from zoo.trials.check import check, locate, memory
 from zoo.trials.grid import Grid, plan
 from zoo.trials.run import Outcome, Ready, data_key, make_ready, run, stored, with_known_vocabularies
 from zoo.trials.store import Store, slug, write_whole
@@ -47,28 +46,23 @@ def dry_run(grid: Grid, only: str, console: Console) -> None:
         grid = _with_text(grid, console)
     forecasts = check(grid)
     names = {arm.name for arm in wanted}
-    shown = Table(
-        "variant", title=f"{grid.name}: {len(names) * len(grid.seeds)} trials", title_justify="left", pad_edge=False
-    )
-    for name in ("seeds", "parameters", "active", "FLOPs/token", "steps", "tokens", "est. memory"):
-        shown.add_column(name, justify="right")
+    rows = []
     for arm in grid.arms:
         if arm.name in names:
-            seen = forecasts[arm.name]
-            budget = arm.recipe.train
-            steps = f"{seen.steps:,}" if seen.steps is not None else f"{budget.seconds:g} s"
-            tokens = f"{seen.steps * seen.tokens_per_step:,}" if seen.steps is not None else ""
-            shown.add_row(
-                Text(arm.name),
-                " ".join(map(str, grid.seeds)),
-                f"{seen.cost.parameters:,}",
-                f"{seen.cost.active_parameters:,}",
-                flops(seen.cost.flops_per_token),
-                steps,
-                tokens,
-                bytes_of(memory(arm.recipe)),
+            seen, seconds = forecasts[arm.name], arm.recipe.train.seconds
+            rows.append(
+                {
+                    "variant": arm.name,
+                    "seeds": str(len(grid.seeds)),
+                    "parameters": f"{seen.cost.parameters:,}",
+                    "active": f"{seen.cost.active_parameters:,}",
+                    "FLOPs/token": flops(seen.cost.flops_per_token),
+                    "steps": f"{seconds:g} s" if seen.steps is None else f"{seen.steps:,}",
+                    "tokens": "" if seen.steps is None else scaled(seen.steps * seen.tokens_per_step),
+                    "est. memory": bytes_of(memory(arm.recipe)),
+                }
             )
-    console.print(shown)
+    print_table(console, f"{grid.name}: {len(rows) * len(grid.seeds)} trials", rows, ["tokens", "seeds", "FLOPs/token"])
 
 
 def _with_text(grid: Grid, console: Console) -> Grid:
@@ -131,10 +125,7 @@ def _shared_facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
 
 def _print(outcomes: Sequence[Outcome], grid: Grid, root: Path, console: Console) -> None:
     rows = table.rows_of(outcomes)
-    if not console.is_terminal:  # a pipe has no width: nothing is cut off
-        console.width = max(console.width, 160)
-    for shown in table.terminal(rows, grid.name):
-        console.print(shown)
+    table.print_rows(console, rows, grid.name)
     for line in table.remarks(rows):
         _say(console, line)
     _say(console, f"Written to {root}{os.sep}: table.md, table.csv, and a folder for each trial.")
@@ -168,12 +159,11 @@ def show(
 ) -> None:
     """Print a recipe with every knob stated, and its model layer by layer."""
     grid = open_grid(recipe, profile, sets, None, device, console)
-    arm = pick(grid, variant)
-    if arm.recipe.model.vocab_size is None:
-        view = PlainView(console)
-        alone = grid._replace(arms=(arm,))
-        arm = make_ready(alone, alone.arms, view).trials[0].arm
-    seen = anatomy(arm.recipe)
+    arm = with_its_vocabulary(grid, pick(grid, variant))
+    try:
+        seen = anatomy(arm.recipe)
+    except ConfigError as fault:
+        raise locate(grid, arm, fault) from None
     _say(console, dumps(arm.recipe))
     width = max(len(line.path) for line in seen.lines) + 2
     for line in seen.lines:

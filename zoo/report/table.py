@@ -13,12 +13,12 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from rich.table import Table as RichTable
-from rich.text import Text
+from rich.console import Console
 
 from zoo.core.tables import tabulate
 from zoo.recipe import Recipe
-from zoo.report.units import bytes_of, count, flops, significant
+from zoo.report.terminal import print_table
+from zoo.report.units import bytes_of, count, flops, scaled, significant
 from zoo.resolve import all_parts
 from zoo.trials.names import differences, spell
 from zoo.trials.run import Outcome
@@ -206,21 +206,23 @@ def _plain(value: Any) -> Any:
     return "; ".join(value) if isinstance(value, tuple) else "" if value is None else value
 
 
-def terminal(rows: Sequence[Row], title: str) -> list[RichTable]:
-    """A table for each group of comparable rows; faults and differences of knobs in dim words below the name."""
-    tables = []
+SPARE = ("active", "FLOPs/token", "peak memory", "train loss", "tokens/s", "parameters")  # left out first to last
+
+
+def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
+    """A table for each group of comparable rows, with numbers in short; then what there is to say of each row."""
     groups = _grouped(rows)
     for group in groups:
         heading = title if len(groups) == 1 else f"{title} ({group[0].group})"
-        table = RichTable(title=heading, title_justify="left", show_lines=False, pad_edge=False)
-        cells = [_cells(row) for row in group]
-        wide = [name for name in cells[0] if name not in ("differs in", "status")]
-        for name in wide:
-            table.add_column(name, justify="left" if name == "variant" else "right", no_wrap=name != "variant")
-        for row, shown in zip(group, cells, strict=True):
-            table.add_row(*(Text(shown[name]) for name in wide), style=None if row.status == "done" else "yellow")
-        tables.append(table)
-    return tables
+        cells = [_short(row) for row in group]
+        styles = [None if row.status == "done" else "yellow" for row in group]
+        print_table(console, heading, cells, SPARE, styles)
+
+
+def _short(row: Row) -> dict[str, str]:
+    """A row for the terminal; differences and notes are said below the table."""
+    cells = {name: cell for name, cell in _cells(row).items() if name not in ("differs in", "status")}
+    return cells | {"parameters": scaled(row.parameters), "active": scaled(row.active_parameters)}
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:

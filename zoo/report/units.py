@@ -4,10 +4,11 @@ from __future__ import annotations
 
 
 def scaled(value: float, unit: str = "") -> str:
-    """``1.23 G`` with the largest power of a thousand below the value."""
+    """``1.23 G``: three digits, and the largest power of a thousand that is not above the value."""
     for power, letter in ((4, "T"), (3, "G"), (2, "M"), (1, "k")):
-        if abs(value) >= 1000.0**power:
-            return f"{value / 1000.0**power:.3g} {letter}{unit}"
+        if abs(value) >= 999.5 * 1000.0 ** (power - 1):
+            part = value / 1000.0**power
+            return f"{part:.{2 if abs(part) < 9.995 else 1 if abs(part) < 99.95 else 0}f} {letter}{unit}"
     return f"{value:.3g} {unit}".strip()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -120,7 +120,7 @@ def make_ready(grid: Grid, arms: Sequence[Arm], view: View) -> Ready:
         try:
             key = data_key(arm.recipe)
             if key not in prepared:
-                prepared[key] = _prepare(arm.recipe, grid.folder, view)
+                prepared[key] = text_of(arm.recipe, grid.folder, view.preparing)
             settled[arm.name] = with_vocabulary(arm.recipe, prepared[key].tokenizer.vocab_size)
         except ConfigError as fault:
             raise locate(grid, arm, fault) from None
@@ -136,9 +136,14 @@ def make_ready(grid: Grid, arms: Sequence[Arm], view: View) -> Ready:
     return Ready(tuple(trials), prepared)
 
 
-def _prepare(recipe: Recipe, folder: Path, view: View) -> Prepared:
+def text_of(recipe: Recipe, folder: Path, preparing: Callable[[str, float], None] | None = None) -> Prepared:
+    """The recipe's text as tokens, from the cache where it is there.
+
+    Raises:
+        ConfigError: text or tokenizer that cannot be; the path is from the root of the recipe.
+    """
     try:
-        return prepare(recipe.data, folder, None, view.preparing)
+        return prepare(recipe.data, folder, None, preparing)
     except ConfigError as fault:
         raise fault.under("data") from None
 
