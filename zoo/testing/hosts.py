@@ -184,11 +184,14 @@ def _short(value: Any) -> str:
 def randomised(model: Model, seed: int = 0, std: float = 0.2) -> Model:
     """``model`` with N(0, std^2) added to every parameter, and a tenth of it to every buffer of its state, in place.
 
-    Buffers get less because selection biases, the ones there are, move in thousandths and starve experts when large.
+    Matrices that were drawn wilder than 0.3 are calmed first: what is asked is the block, not the init. Buffers get
+    less because selection biases, the ones there are, move in thousandths and starve experts when large.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = [t for name, t in model.state_dict(keep_vars=True).items() if name not in parameters]
+    for matrix in (p for p in model.parameters() if p.ndim > 1):
+        matrix.mul_(0.3 / matrix.square().mean().sqrt().clamp_min(0.3))
     for size, tensors in ((std, list(model.parameters())), (0.1 * std, buffers)):
         for tensor in tensors:
             if tensor.is_floating_point():

@@ -69,8 +69,6 @@ def roles(subject: Subject, n_tokens: int) -> None:
     """Every parameter has a role and a first draw, which stays the same whatever stands beside the block."""
     model = Model(subject.config, seed=subject.seed)
     for entry in _entries(subject, model):
-        if entry.role is Role.SCALAR and entry.parameter.ndim > 1:
-            raise BrokenPromise("roles", subject, f"{entry.name} is {entry.parameter.ndim}-D and called a scalar")
         if entry.role not in Role:
             raise BrokenPromise("roles", subject, f"{entry.name} has the role {entry.role!r}, which does not exist")
     first = dict(model.named_parameters())
@@ -134,19 +132,29 @@ def _claim(subject: Specimen, what: str, stated: float, measured: float) -> None
 
 
 def idle_parameters(subject: Specimen) -> int:
-    """Elements of stacked parameters (E, ...) whose slice one token leaves without a gradient."""
-    model = subject.fresh().eval()
-    x = subject.tokens(1, 1)
-    model(x, x).nll.sum().backward()
-    idle = 0
-    for module in model.modules():
-        bare = [] if isinstance(module, Linear | Embedding) else list(module.parameters(recurse=False))
-        stacks = {p.shape[0] for p in bare if p.ndim > 2}
-        for p in bare:
-            if p.ndim > 1 and p.shape[0] in stacks:
-                unused = sum(1 for i in range(p.shape[0]) if p.grad is None or not bool(p.grad[i].any()))
-                idle += unused * p[0].numel()
-    return idle
+    """Elements of stacked parameters (E, ...) whose slice one token leaves without a gradient.
+
+    The least of eight tokens, since a chosen expert may be silent for one of them.
+    """
+    model, idle = subject.fresh().eval(), []
+    for token in subject.tokens(8, 1):
+        model.zero_grad(set_to_none=True)
+        model(token[None], token[None]).nll.sum().backward()
+        idle.append(sum(_unused(p) for module in model.modules() for p in _stacked(module)))
+    return min(idle)
+
+
+def _stacked(module: nn.Module) -> list[nn.Parameter]:
+    """The bare parameters of a module that are stacks of E, matrices (E, ., .) and their biases (E, .)."""
+    bare = [] if isinstance(module, Linear | Embedding) else list(module.parameters(recurse=False))
+    stacks = {p.shape[0] for p in bare if p.ndim > 2}
+    return [p for p in bare if p.ndim > 1 and p.shape[0] in stacks]
+
+
+def _unused(parameter: nn.Parameter) -> int:
+    gradient = parameter.grad
+    idle = [gradient is None or not bool(gradient[i].any()) for i in range(parameter.shape[0])]
+    return sum(idle) * parameter[0].numel()
 
 
 def cached_elements(subject: Specimen) -> float:
@@ -162,10 +170,10 @@ def cached_elements(subject: Specimen) -> float:
 
 def flops_per_token(subject: Specimen) -> float:
     """What torch's counter sees of one more row of full context, per token (matrix products, two per multiply-add)."""
-    counted = []
+    model, counted = subject.fresh().eval().requires_grad_(False), []
     for rows in (1, 2):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            subject.model()(subject.tokens(rows, subject.config.context))
+        with FlopCounterMode(display=False) as counter:
+            model(subject.tokens(rows, subject.config.context))
         counted.append(counter.get_total_flops())
     return (counted[1] - counted[0]) / subject.config.context
 

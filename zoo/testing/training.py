@@ -14,7 +14,7 @@ from zoo.core.params import Role, entries
 from zoo.core.slots import IGNORE
 from zoo.core.wires import noise_key
 from zoo.model import Model, Out
-from zoo.testing.hosts import Specimen, Subject
+from zoo.testing.hosts import Specimen, Subject, randomised
 from zoo.testing.measure import BrokenPromise
 
 Tensors = dict[str, Tensor]
@@ -124,23 +124,29 @@ def scores(subject: Specimen, n_tokens: int) -> None:
 
 
 def gradients(subject: Specimen, n_tokens: int) -> None:
-    """Every parameter gets a gradient, and a non-zero one given enough tokens; every expert of a stack its own."""
-    model, missing = subject.fresh(), []
-    for rows in (8, 64):
-        missing = _unmoved(model, trace(model, subject.tokens(rows, max(8, n_tokens) + 1)))
+    """Every parameter gets a gradient, and a non-zero one given enough tokens; every expert of a stack its own.
+
+    What gets none is tried again with more tokens and other parameters, in case no token chose that expert.
+    """
+    model, missing = subject.fresh(), set()
+    for attempt in range(6):
+        idle = _unmoved(model, trace(model, subject.tokens(8 if attempt == 0 else 64, max(8, n_tokens) + 1)))
+        missing = idle if attempt == 0 else missing & idle
         if not missing:
             return
-    raise BrokenPromise("gradients", subject, f"no gradient, or one of zero: {', '.join(missing)}")
+        randomised(model, seed=subject.seed + 1 + attempt)
+    raise BrokenPromise("gradients", subject, f"no gradient, or one of zero: {', '.join(sorted(missing))}")
 
 
-def _unmoved(model: Model, said: Trace) -> list[str]:
-    names = []
+def _unmoved(model: Model, said: Trace) -> set[str]:
+    """Parameters, and experts of stacked ones, without a gradient or with one of zero."""
+    names = set()
     for entry in entries(model):
         gradient = said.gradients[entry.name]
         if gradient is None or not bool(gradient.any()):
-            names.append(entry.name)
+            names.add(entry.name)
         elif entry.role is Role.MATRIX and gradient.ndim > 2:
-            names += [f"{entry.name}[{i}]" for i, one in enumerate(gradient) if not bool(one.any())]
+            names |= {f"{entry.name}[{i}]" for i, one in enumerate(gradient) if not bool(one.any())}
     return names
 
 

@@ -1,0 +1,10 @@
+"""One thread per test process, so that processes can share the cores; hypothesis draws the same examples every time."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("suite", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.load_profile("suite")
