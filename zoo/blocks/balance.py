@@ -14,7 +14,7 @@ from zoo.core.wires import Bus
 
 
 class NoBalance(Balance, kind="none"):
-    """The load is left alone."""
+    """The load is left alone. Source: as in Outrageously Large Neural Networks without its losses, arXiv:1701.06538."""
 
     def __init__(self, cfg: NoBalance.Config, site: Site) -> None:
         super().__init__()
