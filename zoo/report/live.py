@@ -39,7 +39,7 @@ class PlainView:
     """One line now and then, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.total, self.number, self.spoke = console, 0, 0, 0.0
+        self.console, self.spoke = console, dict[str, float]()
         self.prepared = ""
 
     def __enter__(self) -> PlainView:
@@ -60,18 +60,18 @@ class PlainView:
 
     def begin(self, trial: Trial, number: int, total: int) -> None:
         """A trial starts to train."""
-        self.number, self.total, self.spoke = number, total, time.monotonic()
+        self.spoke[trial.address] = time.monotonic()
         steps = "" if trial.forecast.steps is None else f", {trial.forecast.steps:,} steps"
         self.say(f"[{number}/{total}] {title(trial)}: {trial.forecast.cost.parameters:,} parameters{steps}")
 
-    def step(self, progress: Step) -> None:
+    def step(self, trial: Trial, progress: Step) -> None:
         """A trial tells how far it is."""
-        if time.monotonic() - self.spoke < EVERY:
+        if time.monotonic() - self.spoke.get(trial.address, 0.0) < EVERY:
             return
-        self.spoke = time.monotonic()
+        self.spoke[trial.address] = time.monotonic()
         bits = "" if progress.valid_bpb is None else f", {progress.valid_bpb:.4f} bits/byte"
         self.say(
-            f"    step {progress.step:,}/{progress.total:,}, loss {progress.loss:.4f}{bits}, "
+            f"    {title(trial)}: step {progress.step:,}/{progress.total:,}, loss {progress.loss:.4f}{bits}, "
             f"{count(progress.tokens_per_second)} tokens/s, {duration(remaining(progress))} left"
         )
 
@@ -81,22 +81,24 @@ class PlainView:
 
 
 class LiveView(PlainView):
-    """A bar for the trial and one for the grid; what is over stays above them as a line."""
+    """A bar for each running trial and one for the grid; what is over stays above them as a line."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             Words(),
             console=console,
             transient=True,
             refresh_per_second=4,
         )
-        self.trial: TaskID | None = None
+        self.text: TaskID | None = None
         self.grid: TaskID | None = None
-        self.began, self.over, self.share = 0.0, 0, 0.0
+        self.tasks: dict[str, TaskID] = {}  # by address
+        self.shares: dict[str, float] = {}
+        self.began, self.over, self.stored, self.total = 0.0, 0, 0, 0
 
     def __enter__(self) -> LiveView:
         self.bars.start()
@@ -106,56 +108,49 @@ class LiveView(PlainView):
         self.bars.stop()
 
     def preparing(self, what: str, share: float) -> None:
-        task = self._task("trial")
-        self.bars.update(task, description=what, completed=share, total=1.0 if share else None, words="")
+        if self.text is None:
+            self.text = self.bars.add_task(what, total=None, words="")
+        self.bars.update(self.text, description=what, completed=share, total=1.0 if share else None, words="")
 
     def begin(self, trial: Trial, number: int, total: int) -> None:
+        if self.text is not None:
+            self.bars.remove_task(self.text)
+            self.text = None
         if self.grid is None:
             self.grid = self.bars.add_task("grid", total=total, words="")
-            self.began, self.over = time.monotonic(), 0
-        self.number, self.total, self.share = number, total, 0.0
-        self._drop()
-        self.bars.update(
-            self._task("trial"), description=title(trial), completed=0, total=1.0, words="compiling or starting"
-        )
+            self.began = time.monotonic()
+        self.total = total
+        self.tasks[trial.address] = self.bars.add_task(title(trial), total=1.0, words="starting")
+        self.shares[trial.address] = 0.0
 
-    def step(self, progress: Step) -> None:
+    def step(self, trial: Trial, progress: Step) -> None:
         bits = "" if progress.valid_bpb is None else f"  {progress.valid_bpb:.4f} bits/byte"
         words = (
             f"{progress.step:,}/{progress.total:,}  loss {progress.loss:.4f}{bits}  "
             f"{count(progress.tokens_per_second)} tokens/s  {duration(remaining(progress))} left"
         )
-        self.share = progress.step / progress.total
-        self.bars.update(self._task("trial"), completed=self.share, total=1.0, words=words)
+        share = self.shares[trial.address] = progress.step / progress.total
+        self.bars.update(self.tasks[trial.address], completed=share, words=words)
         self._grid()
 
     def end(self, outcome: Outcome) -> None:
         self.say(f"{title(outcome.trial)}: {verdict(outcome)}")
-        self.over, self.share = self.over + outcome.fresh, 0.0
-        if self.grid is not None:
-            self._drop()
+        task = self.tasks.pop(outcome.trial.address, None)
+        self.shares.pop(outcome.trial.address, None)
+        self.over, self.stored = self.over + outcome.fresh, self.stored + (not outcome.fresh)
+        if task is not None:
+            self.bars.remove_task(task)
             self._grid()
 
     def _grid(self) -> None:
-        """The grid's bar: what is left is estimated from the trials that were trained now."""
+        """The grid's bar: what is left is estimated from what was trained now."""
         if self.grid is None:
             return
-        trained = self.over + self.share
-        left = (
-            (time.monotonic() - self.began) / trained * (self.total - self.number + 1 - self.share) if trained else 0.0
-        )
-        words = f"{self.number}/{self.total}" + (f"  {duration(left)} left" if left else "")
-        self.bars.update(self.grid, completed=self.number - 1 + self.share, total=self.total, words=words)
-
-    def _task(self, description: str) -> TaskID:
-        if self.trial is None:
-            self.trial = self.bars.add_task(description, total=None, words="")
-        return self.trial
-
-    def _drop(self) -> None:
-        if self.trial is not None:
-            self.bars.remove_task(self.trial)
-            self.trial = None
+        trained = self.over + sum(self.shares.values())
+        left = self.total - self.stored - trained
+        seconds = (time.monotonic() - self.began) / trained * left if trained else 0.0
+        words = f"{self.over + self.stored}/{self.total}" + (f"  {duration(seconds)} left" if seconds else "")
+        self.bars.update(self.grid, completed=self.stored + trained, total=self.total, words=words)
 
 
 class Words(ProgressColumn):

@@ -1,4 +1,4 @@
-"""Runs a grid: checks everything first, then one trial after the other in this process, each isolated from the rest."""
+"""Runs a grid: checks everything first, then trains trial after trial, each isolated from the rest."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import gc
 import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 
+from zoo import machine
 from zoo.core.part import ConfigError
 from zoo.data.prepare import Prepared, prepare
 from zoo.recipe import Recipe
@@ -20,6 +22,7 @@ from zoo.trials.address import address, code_hash
 from zoo.trials.check import Forecast, check, locate
 from zoo.trials.grid import Arm, Grid, trial_recipe
 from zoo.trials.store import Store
+from zoo.trials.workers import side_by_side
 
 FINAL = ("done", "diverged")  # a trial with one of these is finished; one that failed is tried again
 GUESS = 1024  # a vocabulary to check arms with before the tokenizer is known
@@ -49,7 +52,7 @@ class View(Protocol):
     def say(self, line: str) -> None: ...
     def preparing(self, what: str, share: float) -> None: ...
     def begin(self, trial: Trial, number: int, total: int) -> None: ...
-    def step(self, progress: Progress) -> None: ...
+    def step(self, trial: Trial, progress: Progress) -> None: ...
     def end(self, outcome: Outcome) -> None: ...
 
 
@@ -148,8 +151,10 @@ def text_of(recipe: Recipe, folder: Path, preparing: Callable[[str, float], None
         raise fault.under("data") from None
 
 
-def run(ready: Ready, store: Store, folder: Path, view: View, refresh: bool = False) -> Iterator[Outcome]:
-    """Train what is not finished yet, one trial at a time, and yield every outcome as it comes.
+def run(
+    ready: Ready, store: Store, folder: Path, view: View, refresh: bool = False, workers: int | None = None
+) -> Iterator[Outcome]:
+    """Train what is not finished yet, and yield every outcome as it comes.
 
     A trial that raises is recorded as failed with its reason, one that diverges as diverged, and the grid goes on.
 
@@ -159,18 +164,51 @@ def run(ready: Ready, store: Store, folder: Path, view: View, refresh: bool = Fa
         folder: where relative paths of the recipe start from.
         view: told of everything.
         refresh: train again what was trained by other source code.
+        workers: trials at once; None: on a CPU as many as find threads, else one. One trains in this process.
     """
+    todo = []
     for number, trial in enumerate(ready.trials, 1):
         earlier = stored(trial, store)
         if earlier is not None and earlier.result.status in FINAL and not (refresh and earlier.stale):
-            outcome = earlier
+            view.end(earlier)
+            yield earlier
         else:
-            view.begin(trial, number, len(ready.trials))
-            outcome = Outcome(
-                trial, _train(trial, ready.prepared[data_key(trial.recipe)], store, folder, view), True, False
-            )
+            todo.append((number, trial))
+    at_once = min(len(todo), places(ready.trials) if workers is None else workers)
+    for outcome in _trained(todo, ready, store, folder, view, at_once):
         view.end(outcome)
         yield outcome
+
+
+def places(trials: Sequence[Trial]) -> int:
+    """How many of these trials may run at once: on a CPU as many as find the threads they ask for, elsewhere one."""
+    if any(trial.recipe.machine.device != "cpu" for trial in trials):
+        return 1
+    return max(1, machine.settle_threads(0) // max(trial.recipe.machine.threads for trial in trials))
+
+
+def _trained(
+    todo: Sequence[tuple[int, Trial]], ready: Ready, store: Store, folder: Path, view: View, workers: int
+) -> Iterator[Outcome]:
+    total = len(ready.trials)
+    if workers <= 1:
+        for number, trial in todo:
+            view.begin(trial, number, total)
+            result = train_one(trial, ready.prepared[data_key(trial.recipe)], store, folder, view)
+            yield Outcome(trial, result, True, False)
+        return
+    for trial, result, why in side_by_side(todo, total, store, folder, view, workers):
+        yield Outcome(trial, result or _lost(trial, ready, store, folder, why), True, False)
+
+
+def _lost(trial: Trial, ready: Ready, store: Store, folder: Path, why: str) -> Result:
+    """The stored result of a trial whose process died."""
+    prepared = ready.prepared[data_key(trial.recipe)]
+    with store.opened(trial.recipe, trial.address, folder) as draft:
+        result = _failed(trial, prepared, RuntimeError(why)).model_copy(update={"reason": why})
+        result = result.model_copy(update={"address": trial.address})
+        draft.commit(result)
+    return result
 
 
 def stored(trial: Trial, store: Store) -> Outcome | None:
@@ -182,10 +220,17 @@ def stored(trial: Trial, store: Store) -> Outcome | None:
     return Outcome(trial, named, False, result.facts.get("code") != code_hash(trial.recipe))
 
 
-def _train(trial: Trial, prepared: Prepared, store: Store, folder: Path, view: View) -> Result:
+class Watcher(Protocol):
+    """Somebody who is told how far a trial is."""
+
+    def step(self, trial: Trial, progress: Progress) -> None: ...
+
+
+def train_one(trial: Trial, prepared: Prepared, store: Store, folder: Path, view: Watcher) -> Result:
+    """Train one trial and store what it came to, whatever that is."""
     with store.opened(trial.recipe, trial.address, folder) as draft:
         try:
-            result = train(trial.recipe, prepared, draft.folder, view.step)
+            result = train(trial.recipe, prepared, draft.folder, partial(view.step, trial))
         except Exception as fault:
             (draft.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
             result = _failed(trial, prepared, fault)
