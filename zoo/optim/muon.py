@@ -61,6 +61,11 @@ class Muon(Optimizer, kind="muon"):
         adjust: Literal["original", "match_rms_adamw"] = "original"
         ns_dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 where the device is fast at it
 
+        def notes(self) -> tuple[str, ...]:
+            if self.adjust == "match_rms_adamw":
+                return ()
+            return ("muon: lr is the step's spectral norm, not AdamW's rate (unless adjust = match_rms_adamw)",)
+
     def __init__(self, config: Config, named: Iterable[tuple[str, nn.Parameter]]) -> None:
         """Raises ConfigError for a parameter of fewer than two dimensions."""
         super().__init__(config, named)
