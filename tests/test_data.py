@@ -309,6 +309,8 @@ def test_the_tokenizer_learns_from_capped_training_text_only(folder: Path) -> No
     write(folder / "valid.txt", "quite another validation text\n")
     second = prepare(data(config), folder, folder / "cache")
     assert first.tokenizer.fingerprint() == second.tokenizer.fingerprint()
+    third = prepare(data(config, train_bytes=500), folder, folder / "cache")
+    assert third.tokenizer.fingerprint() != second.tokenizer.fingerprint()
 
 
 def test_text_that_leaves_nothing_is_refused(folder: Path) -> None:
@@ -346,12 +348,16 @@ def faulty() -> Iterator[str]:
         def decode(self, ids: Iterable[int]) -> str:
             return super().decode(ids).replace("~", "")
 
+        def fingerprint(self) -> str:
+            return "faulty"
+
     yield "faulty_for_this_test"
     del Tokenizer.kinds["faulty_for_this_test"]
 
 
 def test_bytes_that_do_not_add_up_stop_everything(folder: Path, faulty: str) -> None:
-    assert prepare(data(faulty), folder, folder / "good").valid_bytes > 0
+    good, right = (prepare(data(name), folder, folder / "good") for name in (faulty, "byte"))
+    assert np.array_equal(good.valid, right.valid) and good.fingerprint != right.fingerprint
     write(folder / "valid.txt", "quick")
     with pytest.raises(ConfigError, match=r"^tokenizer = .*cover 6 bytes of valid\.txt\[0\], which has 5"):
         prepare(data(faulty), folder, folder / "bad")

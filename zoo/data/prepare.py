@@ -84,7 +84,7 @@ def prepare(config: Wanted, base: Path, cache: Path | None = None, progress: Pro
     try:
         learned = entry(cache, f"tokenizer-{_key(corpus, limits[0], origin)}", work.train_tokenizer)
         _under("tokenizer", lambda: tokenizer.load((learned / "learned").read_bytes()))
-        folder = entry(cache, f"tokens-{_key(corpus, *limits, origin, tokenizer.fingerprint())}", work.encode)
+        folder = entry(cache, f"tokens-{_key(corpus, *limits, tokenizer.fingerprint())}", work.encode)
     except _SourceFault as fault:
         raise fault.args[0] from None
     return _open(folder, source, tokenizer, limits)
