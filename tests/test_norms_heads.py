@@ -389,3 +389,56 @@ def test_experts_are_drawn_as_large_as_a_dense_mlp():
     initialise(experts, 0, Init.parse("normal").build(), 8)
     assert experts.up.std().item() == pytest.approx(0.02, rel=0.02)
     assert experts.down.std().item() == pytest.approx(0.02 / 4, rel=0.02)
+
+
+# --- published counts -------------------------------------------------------------------------------------------------
+
+PLAIN_RMS = {"kind": "rms_norm", "weight": "none"}
+MOE = {"kind": "moe", "hidden_dim": 2048}
+LATENTS = {"kind": "latent_tokens", "n_heads": 12, "n_kv_heads": 4}
+PUBLISHED = {
+    "12 layers, 4 experts": (
+        159_019_568,
+        {"vocab_size": 49152, "dim": 512, "n_layers": 12, "head": "untied"},
+        {
+            "attention": {"kind": "gqa", "n_heads": 8, "n_kv_heads": 2},
+            "ffn": {**MOE, "n_experts": 4, "expert_bias": 0.0, "router_bias": 0.0},
+        },
+    ),
+    "24 layers, 8 experts": (
+        679_809_792,
+        {"vocab_size": 49152, "dim": 768, "n_layers": 24},
+        {"attention": LATENTS, "ffn": MOE},
+    ),
+    "24 layers, 8 experts with biases": (
+        680_350_464,
+        {"vocab_size": 49152, "dim": 768, "n_layers": 24},
+        {"attention": LATENTS, "ffn": {**MOE, "expert_bias": 0.0}},
+    ),
+    "10 layers, compact": (
+        24_730_705,
+        {
+            "vocab_size": 1024,
+            "dim": 512,
+            "n_layers": 10,
+            "stem": ("bigram_hash", PLAIN_RMS, "smear_gate"),
+            "trunk": "unet",
+            "norm": PLAIN_RMS,
+        },
+        {
+            "stem": ("x0_mix",),
+            "norm": {"kind": "ln_scale", "norm": PLAIN_RMS},
+            "branch_scale": "learned",
+            "attention": {"kind": "gqa", "n_heads": 8, "n_kv_heads": 4, "qk_norm": PLAIN_RMS, "qk_gain": 1.5},
+            "ffn": {"kind": "leaky_relu2", "hidden_dim": 1536},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_their_parameters(name: str):
+    total, sizes, layer = PUBLISHED[name]
+    with torch.device("meta"):
+        model = Model(ModelConfig.model_validate({**sizes, "layer": {"kind": "pre_norm", **layer}}), seed=None)
+    assert sum(p.numel() for p in model.parameters()) == total
