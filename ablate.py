@@ -72,6 +72,9 @@ def run(
         bool, typer.Option("--dry-run", help="List the trials with their cost and train nothing.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Where results go.  [default: results/<name of the recipe>]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Trials at once; without it as many as find their threads, on a GPU one.")
+    ] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Train stale results again, too.")] = False,
 ) -> None:
     """Train every trial that is not finished yet, and print the table."""
@@ -85,7 +88,7 @@ def run(
         if dry_run:
             session.dry_run(grid, only, console)
             return
-        fine = session.run_grid(grid, only, out, refresh, console)
+        fine = session.run_grid(grid, only, out, refresh, workers, console)
     raise typer.Exit(0 if fine else 1)
 
 

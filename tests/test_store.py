@@ -44,7 +44,7 @@ class Silent:
     def begin(self, trial: executor.Trial, number: int, total: int) -> None:
         self.begun.append(f"{number}/{total} {trial.recipe.variant} {trial.recipe.train.seed}")
 
-    def step(self, progress: object) -> None:
+    def step(self, trial: executor.Trial, progress: object) -> None:
         self.steps += 1
 
     def end(self, outcome: Outcome) -> None:
@@ -68,7 +68,7 @@ def make(folder: Path, more: str = "") -> tuple[Ready, Store]:
 
 def go(folder: Path, ready: Ready, store: Store, refresh: bool = False) -> tuple[list[Outcome], Silent]:
     view = Silent()
-    return list(run(ready, store, folder, view, refresh)), view
+    return list(run(ready, store, folder, view, refresh, workers=1)), view
 
 
 GRID = "[grid]\n'model.layer.ffn' = ['swiglu', 'relu2']\nseeds = 2\n"

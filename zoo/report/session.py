@@ -41,9 +41,8 @@ def _say(console: Console, line: str) -> None:
 def dry_run(grid: Grid, only: str, console: Console) -> None:
     """List the trials with their cost; nothing is trained, and text is read only where the vocabulary depends on it."""
     wanted = grid.only(only)
-    grid, guessed = with_known_vocabularies(grid)
-    if guessed:
-        grid = _with_text(grid, console)
+    known, guessed = with_known_vocabularies(grid)
+    grid = _with_text(grid, console) if guessed else known
     forecasts = check(grid)
     names = {arm.name for arm in wanted}
     rows = []
@@ -73,7 +72,7 @@ def _with_text(grid: Grid, console: Console) -> Grid:
     return grid._replace(arms=tuple(recipes[arm.name] for arm in grid.arms))
 
 
-def run_grid(grid: Grid, only: str, out: Path | None, refresh: bool, console: Console) -> bool:
+def run_grid(grid: Grid, only: str, out: Path | None, refresh: bool, workers: int | None, console: Console) -> bool:
     """Train what is missing, write and print the table.
 
     Returns:
@@ -89,7 +88,7 @@ def run_grid(grid: Grid, only: str, out: Path | None, refresh: bool, console: Co
         names = {arm.name for arm in wanted}
         ready = everything._replace(trials=tuple(t for t in everything.trials if t.arm.name in names))
         try:
-            for outcome in run(ready, store, grid.folder, view, refresh):
+            for outcome in run(ready, store, grid.folder, view, refresh, workers):
                 outcomes.append(outcome)
         finally:
             if outcomes:
@@ -107,8 +106,8 @@ def _with_earlier(everything: Ready, outcomes: Sequence[Outcome], store: Store) 
 
 
 def _write(outcomes: Sequence[Outcome], grid: Grid, root: Path) -> None:
-    rows = table.rows_of(outcomes)
-    facts = {"recipe": str(grid.path), **_shared_facts(outcomes)}
+    rows = table.rows_of(outcomes, grid.arms[0])
+    facts = {"recipe": grid.path.name, "baseline": grid.arms[0].name, **_shared_facts(outcomes)}
     try:
         write_whole(root / "table.md", table.markdown(rows, grid.name, facts))
         write_whole(root / "table.csv", table.csv_text(rows))
@@ -124,7 +123,7 @@ def _shared_facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
 
 
 def _print(outcomes: Sequence[Outcome], grid: Grid, root: Path, console: Console) -> None:
-    rows = table.rows_of(outcomes)
+    rows = table.rows_of(outcomes, grid.arms[0])
     table.print_rows(console, rows, grid.name)
     for line in table.remarks(rows):
         _say(console, line)

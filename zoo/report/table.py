@@ -20,6 +20,7 @@ from zoo.recipe import Recipe
 from zoo.report.terminal import print_table
 from zoo.report.units import bytes_of, count, flops, scaled, significant
 from zoo.resolve import all_parts
+from zoo.trials.grid import Arm
 from zoo.trials.names import differences, spell
 from zoo.trials.run import Outcome
 
@@ -46,18 +47,23 @@ class Row(NamedTuple):
     group: str  # rows of equal groups may be compared
 
 
-def rows_of(outcomes: Iterable[Outcome]) -> list[Row]:
-    """A row for each arm, in the order in which arms first occur; the first arm is the baseline."""
+def rows_of(outcomes: Iterable[Outcome], baseline: Arm) -> list[Row]:
+    """A row for each arm, in the order in which arms first occur.
+
+    Args:
+        outcomes: of any arms and seeds.
+        baseline: the arm that all are compared with; it need not have been trained.
+    """
     arms: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         arms.setdefault(outcome.trial.arm.name, []).append(outcome)
-    groups = list(arms.values())
-    return [_row(group, groups[0]) for group in groups]
+    return [_row(group, baseline, arms.get(baseline.name, [])) for group in arms.values()]
 
 
-def _row(own: Sequence[Outcome], baseline: Sequence[Outcome]) -> Row:
+def _row(own: Sequence[Outcome], baseline: Arm, theirs: Sequence[Outcome]) -> Row:
     first, done = own[0], [o for o in own if o.result.status == "done"]
-    comparable = group_of(first) == group_of(baseline[0])
+    comparable = bool(theirs) and own is not theirs and group_of(first) == group_of(theirs[0])
+    recipe = theirs[0].trial.recipe if theirs else baseline.recipe
     return Row(
         variant=first.trial.arm.name,
         parameters=first.result.parameters,
@@ -69,10 +75,10 @@ def _row(own: Sequence[Outcome], baseline: Sequence[Outcome]) -> Row:
         valid_loss=_mean(o.result.valid_loss for o in done),
         bits_per_byte=_mean(o.result.bits_per_byte for o in done),
         sd=_sd([o.result.bits_per_byte for o in done]),
-        difference=_difference(done, baseline) if comparable and own is not baseline else None,
+        difference=_difference(done, theirs) if comparable else None,
         seeds=len(own),
         done=len(done),
-        differs=_differs(first.trial.recipe, baseline[0].trial.recipe),
+        differs=_differs(first.trial.recipe, recipe),
         status=_status(own),
         notes=_notes(own),
         group=group_of(first),
@@ -166,14 +172,14 @@ def _grouped(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 WORDS = (
-    "Losses are nats per token; bits/byte counts the raw UTF-8 bytes of the validation text. The first row is the baseline; "
-    "differences are in bits per byte, paired by seed, and negative is better. FLOPs/token are those of training."
+    "Losses are nats per token; bits/byte counts the raw UTF-8 bytes of the validation text. Differences to the baseline are "
+    "in bits per byte, paired by seed; negative is better. FLOPs/token are those of training."
 )
 
 
 def markdown(rows: Sequence[Row], title: str, facts: dict[str, str]) -> str:
     """``table.md``: a table for each group of comparable rows, and the facts that stand beside every figure."""
-    lines = [f"# {title}", "", WORDS, ""]
+    lines = [f"# {_escaped(title)}", "", WORDS, ""]
     groups = _grouped(rows)
     for group in groups:
         if len(groups) > 1:
@@ -182,7 +188,7 @@ def markdown(rows: Sequence[Row], title: str, facts: dict[str, str]) -> str:
         lines += ["| " + " | ".join(cells[0]) + " |", "|" + " --- |" * len(cells[0])]
         lines += ["| " + " | ".join(_escaped(cell) for cell in row.values()) + " |" for row in cells]
         lines.append("")
-    lines += [f"- {name}: {_escaped(value)}" for name, value in sorted(facts.items())]
+    lines += [f"- {_escaped(name)}: {_escaped(value)}" for name, value in sorted(facts.items())]
     return "\n".join(lines) + "\n"
 
 
