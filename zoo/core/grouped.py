@@ -89,8 +89,14 @@ class Grouped(Attention):
         return rearrange(t, "b t (n h) -> b n t h", h=self.head_dim)
 
     def split_and_norm(self, t: Tensor, norm: Norm) -> Tensor:
-        """``split`` with QK-norm over each head or over the whole projection."""
-        return norm(self.split(t)) if self.over == "head" else self.split(norm(t))
+        """``split`` with QK-norm over each head or over the whole projection.
+
+        The norm comes ahead of the transpose: a compiled LayerNorm's backward has other strides than it says of itself
+        where its input was transposed.
+        """
+        if self.over == "projection":
+            return self.split(norm(t))
+        return norm(rearrange(t, "b t (n h) -> b t n h", h=self.head_dim)).transpose(1, 2)
 
     def gained(self, q: Tensor) -> Tensor:
         """Queries (B, H, T, h) times the learned gain of their head, if there is one."""
