@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from zoo.core.part import Part
+from zoo.core.part import ConfigError, Part
 from zoo.core.slots import Site
 from zoo.model import ModelConfig
 from zoo.testing import statements, training, windows
@@ -61,6 +61,7 @@ PROMISES: dict[str, Promise] = {
 # These compare windows of different lengths, so they mean nothing where forward(x[:t]) is not forward(x)[:t].
 REST_ON_PREFIXES = ("padding_independent", "decodes")
 OF_MODELS = tuple(name for name in PROMISES if name not in ("roles", "compiles", "sourced"))
+DEPEND_ON_LENGTH = tuple(name for name in PROMISES if name not in ("roles", "compiles", "costs", "sourced"))
 N_TOKENS = 9
 
 
@@ -88,7 +89,10 @@ def check(
     promises = tuple(promises)
     if unknown := [name for name in (*promises, *part.breaks) if name not in PROMISES]:
         raise LookupError(f"no promise is called {unknown[0]!r}; there are: {', '.join(PROMISES)}")
-    for subject in subjects(part, knobs, site)[0]:
+    accepted, refused = subjects(part, knobs, site)
+    if not accepted:
+        raise ConfigError(f"no host accepts {label(part)}: " + "; ".join(f"{k}: {v}" for k, v in refused.items()))
+    for subject in accepted:
         check_subject(subject, promises)
 
 
@@ -114,6 +118,8 @@ def _must_keep(name: str, subject: Specimen) -> None:
     fault = _fault(name, subject, N_TOKENS)
     if fault is None:
         return
+    if name not in DEPEND_ON_LENGTH:
+        raise fault
     smaller = (_fault(name, subject, n) for n in range(2, N_TOKENS))
     raise next((f for f in smaller if f is not None), fault)
 

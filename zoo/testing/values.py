@@ -8,10 +8,10 @@ from __future__ import annotations
 import random
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -112,24 +112,27 @@ def random_part(part: type[Part], rng: random.Random, depth: int = 3, given: Map
     return {"kind": part.kind, **random_knobs(part.Config, rng, depth, given)}
 
 
-def random_model(rng: random.Random, with_kinds: tuple[type[Part], ...] = (), site: Site = SITE) -> ModelConfig | None:
-    """A random model whose layers may differ, with the given kinds at random places; None where it cannot be.
-
-    Raises nothing for parts that do not fit together: most random models are refused by somebody, so draw again.
-    """
+def random_model(
+    rng: random.Random,
+    with_kinds: Iterable[type[Part]] = (),
+    site: Site = SITE,
+    layers: Literal["different", "alike"] = "different",
+) -> ModelConfig | None:
+    """A random model with the given kinds at random places, or None where its parts do not fit together: draw again."""
     given = dict(zip(("n_heads", "n_kv_heads", "head_dim"), rng.choice(HEADS), strict=True))
     slots = structure(ModelConfig)
     outer = {n: _random_parts(slots[n].config.part, slots[n].holds, rng, 2, given) for n in slots if n != "layer"}
-    layers = [_random_parts(slots["layer"].config.part, Holds.ONE, rng, 3, given) for _ in range(site.n_layers)]
+    n_tables = site.n_layers if layers == "different" else 1
+    tables = [_random_parts(slots["layer"].config.part, Holds.ONE, rng, 3, given) for _ in range(n_tables)]
     for i, part in enumerate(with_kinds):
         place = rng.choice(places(part))
-        root = {"layer": layers[i % site.n_layers]} if place[0].knob == "layer" else outer
+        root = {"layer": tables[i % n_tables]} if place[0].knob == "layer" else outer
         put(root, place, random_part(part, rng, 1, given))
         if place[0].knob == "layer":
-            layers[i % site.n_layers] = root["layer"]
-    where = [{"layers": str(i), **layer} for i, layer in enumerate(layers) if i]
+            tables[i % n_tables] = root["layer"]
+    where = [{"layers": str(i), **table} for i, table in enumerate(tables) if i]
     sizes = {"dim": site.dim, "n_layers": site.n_layers, "vocab_size": site.vocab_size, "context": site.context}
-    return valid({**sizes, **outer, "layer": layers[0], "where": where})
+    return valid({**sizes, **outer, "layer": tables[0], "where": where})
 
 
 def put(root: Table, place: Place, part: Table) -> None:
