@@ -123,7 +123,7 @@ class Warmdown(WarmedUp, kind="warmdown"):
 
     def after(self, step: int, total: int, warmup: int) -> float:
         warmdown = updates(self.config.warmdown, total)
-        left = max(0, total - step + 1)
+        left = total - step + 1
         return max(self.config.floor, left / warmdown) if left < warmdown else 1.0
 
     def check(self, total: int) -> None:
