@@ -76,6 +76,7 @@ def test_variants_alone_are_all_there_is(tmp_path: Path) -> None:
 def test_one_axis_at_a_time(tmp_path: Path) -> None:
     grid = planned(tmp_path, AXES + "design = 'one_at_a_time'\n" + VARIANTS)
     assert names(grid) == ["baseline", "relu2", "dim=32", "dim=64", "deep", "long"]
+    assert not any(arm.also for arm in grid.arms)
     assert [len(differences(arm.recipe, grid.arms[0].recipe)) for arm in grid.arms] == [0, 1, 1, 1, 1, 1]
 
 
