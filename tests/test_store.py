@@ -301,12 +301,18 @@ def dies_before_change(root: Path, n: int) -> bool:
                 if left[0] < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        sys.addaudithook(watched)
-        with Store(root).opened(loads(""), ADDRESS, Path(".")) as draft:
-            (draft.folder / "log.jsonl").write_text("{}")
-            draft.commit(fake_result(loads(""), reason=str(n)))
-        os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
+        status = 1  # whatever happens in here, no second run of the tests may come out of it
+        try:
+            sys.addaudithook(watched)
+            with Store(root).opened(loads(""), ADDRESS, Path(".")) as draft:
+                (draft.folder / "log.jsonl").write_text("{}")
+                draft.commit(fake_result(loads(""), reason=str(n)))
+            status = 0
+        finally:
+            os._exit(status)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ended in (0, -signal.SIGKILL)
+    return ended == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that can fork")
