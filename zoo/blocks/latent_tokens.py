@@ -76,5 +76,5 @@ class LatentTokens(Grouped, kind="latent_tokens"):
             return super().extra_flops(context)
         products = (
             3 if self.latent_position == "nope" else 2
-        )  # of width h: scores (twice as wide for "nope") and values
+        )  # of width h: values, and scores (twice as wide for "nope")
         return 2.0 * products * (context + self.n_latents) * self.heads * self.head_dim
