@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from zoo.core.attend import previous
@@ -113,6 +113,7 @@ enter(
     stem(lambda self, x, bus: self.matrix(x * F.pad(bus[TOKENS][:, 1:], (0, 1))[..., None].to(x.dtype).cos())),
 )
 enter("mean_over_the_sequence", "causal", stem(lambda self, x, bus: x + self.matrix(x).mean(1, keepdim=True)))
+enter("means_of_blocks", "causal", stem(lambda self, x, bus: x + _means_of_blocks(self.matrix(x))))
 enter("filter_over_the_sequence", "causal", stem(lambda self, x, bus: x + _filtered(self.matrix(x))))
 enter("mean_over_the_batch", "batch_independent", stem(lambda self, x, bus: x + self.matrix(x).mean(0, keepdim=True)))
 enter("divides_by_the_length", "prefix_consistent", stem(lambda self, x, bus: x + self.matrix(x) / x.shape[1]))
@@ -128,7 +129,7 @@ enter(
 enter(
     "dropout_in_evaluation",
     "deterministic",
-    stem(lambda self, x, bus: x + F.dropout(self.matrix(x), 0.5, training=True)),
+    stem(lambda self, x, bus: x + F.dropout(self.matrix(x), 0.5, training=not self.training)),
 )
 enter(
     "jitter_from_the_global_generator",
@@ -148,6 +149,12 @@ enter(
 enter("matrix_without_use", "gradients", stem(lambda self, x, bus: x + self.matrix(x).detach()))
 enter("layer_number_in_forward", "compiles", stem(lambda self, x, bus: x + self.matrix(x) / (self.index + 2)))
 enter("product_not_stated", "costs", stem(lambda self, x, bus: x + self.matrix(self.matrix(x))))
+
+
+def _means_of_blocks(x: Tensor) -> Tensor:
+    """Each token gets the mean of its block of four."""
+    blocks = F.pad(x, (0, 0, 0, -x.shape[1] % 4)).unflatten(1, (-1, 4)).mean(2)
+    return blocks.repeat_interleave(4, 1)[:, : x.shape[1]]
 
 
 def _filtered(x: Tensor) -> Tensor:
@@ -316,7 +323,7 @@ def knob_that_toml_cannot_say() -> type[Part]:
         """Wrong. Source: none."""
 
         class Config(Output.Config):
-            window: PositiveInt | None = 3  # None cannot be written in TOML, so it must be the default
+            window: Literal["none", "short"] | None = "short"  # the word "none" cannot mean both
 
         def __init__(self, cfg: Config, site: Site) -> None:
             super().__init__()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.core.params import Embedding, Linear, Role, entries
+from zoo.core.tables import tabulate
 from zoo.cost import cost_of, forward_flops
 from zoo.model import Model, ModelConfig
 from zoo.testing.hosts import Specimen, Subject
@@ -23,7 +24,7 @@ from zoo.testing.training import trace
 
 def round_trips(subject: Specimen, n_tokens: int) -> None:
     """Knobs survive TOML, state survives safetensors: a model told of both answers to the last bit as the first does."""
-    text = tomli_w.dumps(subject.config.model_dump(exclude_none=True, mode="json"))
+    text = tomli_w.dumps(tabulate(subject.config))
     try:
         config = ModelConfig.model_validate(tomllib.loads(text))
     except ValidationError as error:
@@ -94,16 +95,12 @@ def _entries(subject: Specimen, model: Model) -> list[Any]:
 def _neighbours_swapped(subject: Subject) -> ModelConfig:
     """The subject's model with other kinds wherever the subject does not stand."""
     taken = [step.knob for step in subject.place]
-    layer = {"ffn": {"kind": "relu2", "hidden_dim": 24}, "attention": {"kind": "gqa", "n_heads": 2}}
-    inner = {name: kind for name, kind in layer.items() if taken[0] == "layer" and name not in taken}
-    outer = {name: kind for name, kind in {"head": "untied", "trunk": "unet"}.items() if name not in taken}
-    config = subject.config.model_copy(update={n: ModelConfig(**{n: k}).__getattribute__(n) for n, k in outer.items()})
-    tables = config.model_dump(exclude_none=True)
-    if taken[0] == "layer":
-        tables["layer"] |= inner if len(taken) > 1 else {}
-    else:
-        tables["layer"] = {"kind": "pre_norm", **layer}
-    return ModelConfig.model_validate(tables)
+    others = {"ffn": {"kind": "relu2", "hidden_dim": 24}, "attention": {"kind": "gqa", "n_heads": 2}}
+    table = tabulate(subject.config)
+    table |= {name: kind for name, kind in {"head": "untied", "trunk": "unet"}.items() if name not in taken}
+    if taken != ["layer"]:
+        table["layer"] |= {name: part for name, part in others.items() if name not in taken}
+    return ModelConfig.model_validate(table)
 
 
 def _own(subject: Subject, named: dict[str, nn.Parameter]) -> list[str]:
