@@ -74,7 +74,6 @@ class LatentTokens(Grouped, kind="latent_tokens"):
         """With the prefix's columns. Projecting the latents is once per call, not per token, and is not counted."""
         if not self.n_latents:
             return super().extra_flops(context)
-        products = (
-            3 if self.latent_position == "nope" else 2
-        )  # of width h: values, and scores (twice as wide for "nope")
+        # products of width h: one for the values, one for the scores, which "nope" makes twice as wide
+        products = 3 if self.latent_position == "nope" else 2
         return 2.0 * products * (context + self.n_latents) * self.heads * self.head_dim
