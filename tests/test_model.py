@@ -130,7 +130,7 @@ def test_a_stage_hands_in_exactly_what_its_blocks_declare():
 
 def test_heads_that_cannot_share_values_are_named_while_building():
     shared = {"kind": "pre_norm", "attention": {"kind": "gqa", "value": "residual"}}
-    with pytest.raises(ConfigError, match=r"wire 'v0' carries .* from an earlier layer"):
+    with pytest.raises(ConfigError, match=r"layer.1: wire 'v0' carries .* from an earlier layer"):
         Model(small(layer=shared, where=[{"layers": "1", "attention": {"n_kv_heads": 2}}]))
 
 

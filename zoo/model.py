@@ -210,12 +210,15 @@ class Model(nn.Module):
             inbox = {wire: wires[wire] for wire in stage.reads if wire in wires}
             if noise is not None:
                 inbox[NOISE] = mix(mix(noise.to(x.device)) + index)
-            if self.recompute and torch.is_grad_enabled() and cache is None:
-                x, outbox, report, _ = checkpoint(stage, x, inbox, use_reentrant=False, preserve_rng_state=False)
-            elif cache is None:
-                x, outbox, report, _ = stage(x, inbox)
-            else:
-                x, outbox, report, cache.stages[index] = stage(x, inbox, cache.past(index))
+            try:
+                if self.recompute and torch.is_grad_enabled() and cache is None:
+                    x, outbox, report, _ = checkpoint(stage, x, inbox, use_reentrant=False, preserve_rng_state=False)
+                elif cache is None:
+                    x, outbox, report, _ = stage(x, inbox)
+                else:
+                    x, outbox, report, cache.stages[index] = stage(x, inbox, cache.past(index))
+            except ConfigError as fault:
+                raise ConfigError(f"{_stage_name(index)}: {fault.message}", fault.path, fault.value) from None
             wires.update(outbox)
             for key, value in report.losses.items():
                 name = key.rpartition("/")[2]
