@@ -10,12 +10,13 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import zoo.testing
 from zoo.core.params import entries
 from zoo.model import Model, ModelConfig
 from zoo.testing.hosts import SITE, Specimen, all_kinds, find, label, places, randomised
-from zoo.testing.strategies import model_configs
+from zoo.testing.strategies import model_configs, pairs
 from zoo.testing.training import objective, trace
 from zoo.testing.values import kinds_in, random_model
 
@@ -67,9 +68,12 @@ def test_random_models_train_and_keep_to_the_past(chunk: int):
         trains_and_keeps_to_the_past(examples()[index], index)
 
 
-@given(config=model_configs(site=SITES[0]))
-@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
-def test_models_of_the_strategy_train_and_keep_to_the_past(config: ModelConfig):
+@given(data=st.data())
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+def test_models_of_the_strategies_train_and_keep_to_the_past(data: st.DataObject):
+    pair = data.draw(pairs().filter(lambda kinds: kinds[0].slot != kinds[1].slot))
+    config = data.draw(model_configs(*pair, site=SITES[0]))
+    assert {label(part) for part in pair} <= kinds_in(config)
     trains_and_keeps_to_the_past(config, 0)
 
 

@@ -19,7 +19,8 @@ from zoo.core.params import Linear
 from zoo.core.part import ConfigError, Part
 from zoo.core.slots import Block, Site, Stem
 from zoo.core.wires import SEGMENTS, Bus
-from zoo.testing import PROMISES, BrokenPromise, check, check_subject, strategies
+from zoo.model import ModelConfig
+from zoo.testing import PROMISES, BrokenPromise, check, check_model, check_subject, strategies
 from zoo.testing.hosts import SITE, Place, Specimen, Subject, all_kinds, describe, find, label, places, subjects
 from zoo.testing.measure import Answer, difference
 from zoo.testing.statements import flops_per_token
@@ -145,6 +146,16 @@ def test_a_block_that_no_host_accepts_is_not_passed_over():
 
         with pytest.raises(ConfigError, match=r"no host accepts stem.homeless: model.stem: .*evaluation mode"):
             check(Homeless)
+
+
+def test_a_whole_model_is_checked_as_a_kind_is():
+    stem, gate = ["bigram_hash", "rms_norm", "smear_gate"], {"kind": "gqa", "output": ["gate"]}
+    sizes = {"vocab_size": 53, "dim": 16, "n_layers": 2, "context": 16}
+    check_model(ModelConfig(**sizes, stem=stem, layer={"kind": "pre_norm", "attention": gate}, trunk="unet"))
+    with planted():
+        FAULTS["smear_looks_ahead"][1]()
+        with pytest.raises(BrokenPromise, match=r"'causal' is broken by the model .*with T = 2"):
+            check_model(ModelConfig(**sizes, layer={"kind": "pre_norm", "stem": ["wrong"]}))
 
 
 def test_names_that_do_not_exist_are_refused():
