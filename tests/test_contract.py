@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from faults import FAULTS, planted
+from faults import planted
+from faulty_blocks import FAULTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
