@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -78,3 +79,23 @@ def worker_of(out: Path, parent: subprocess.Popen[str]) -> int:
         assert parent.poll() is None, "the grid ended before the long trial began"
         time.sleep(0.1)
     raise AssertionError("the long trial never began")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switch is glibc's")
+def test_freed_memory_is_kept() -> None:
+    """Blocks as large as a step's logits, freed and asked for again, fault their pages in once, not every time."""
+    code = (
+        "import resource, sys, torch; from zoo import machine\n"
+        "if sys.argv[1] == 'keep': assert machine.keep_freed_memory()\n"
+        "for _ in range(30): torch.ones(4_000_000)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"
+    )
+    keep, default = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code, how], capture_output=True, text=True, cwd=ROOT, check=True
+            ).stdout
+        )
+        for how in ("keep", "default")
+    )
+    assert keep < default - 20 * 4_000_000 * 4 // 4096 // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from contextlib import suppress
@@ -47,6 +48,22 @@ def settle_threads(asked: int) -> int:
     if asked:
         return asked
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep what is freed instead of giving it back to the system after every step.
+
+    A training step frees and asks for the same large blocks again and again, and each time the system fills the new pages with
+    zeros: about a sixth of the time of a small model's step. Only glibc has the switch; elsewhere nothing happens.
+
+    Returns:
+        whether the library took it.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
+    library = ctypes.CDLL(None)
+    return all([library.mallopt(trim, 2**31 - 1), library.mallopt(top_pad, 2**26), library.mallopt(mmap_max, 0)])
 
 
 class PeakMemory:

@@ -58,6 +58,8 @@ def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch) -> Res
     """
     settled = recipe.machine
     torch.set_num_threads(machine.settle_threads(settled.threads))
+    if machine.settle_device(settled.device) == "cpu":
+        machine.keep_freed_memory()
     with (folder / "log.jsonl").open("w") as log:
         loop = Loop(recipe, prepared, watch, log)
         try:
