@@ -87,7 +87,7 @@ def test_freed_memory_is_kept() -> None:
     code = (
         "import resource, sys, torch; from zoo import machine\n"
         "if sys.argv[1] == 'keep': assert machine.keep_freed_memory()\n"
-        "for _ in range(30): torch.ones(4_000_000)\n"
+        "for _ in range(30): torch.ones(12_000_000)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"
     )
     keep, default = (
@@ -98,4 +98,4 @@ def test_freed_memory_is_kept() -> None:
         )
         for how in ("keep", "default")
     )
-    assert keep < default - 20 * 4_000_000 * 4 // 4096 // 2
+    assert keep < default / 2
