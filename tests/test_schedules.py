@@ -155,6 +155,10 @@ class TestAnyLength:
         if knobs["kind"] in ("constant", "warmdown"):
             assert found[-1] > 0.0, "the last update moves nothing"
 
+    def test_a_warm_down_past_its_estimated_end_goes_on_at_its_last_rate(self) -> None:
+        assert build(kind="warmdown", warmdown=0).scale(3, 1) == 1.0
+        assert build(kind="warmdown", warmdown=4).scale(9, 5) == build(kind="warmdown", warmdown=4).scale(5, 5) == 0.25
+
     @given(KNOBS, st.integers(1, 400), st.integers(1, 300))
     def test_a_total_that_is_only_an_estimate_stays_within_bounds(
         self, knobs: dict[str, Any], step: int, total: int

@@ -39,12 +39,13 @@ class TrainConfig(Knobs):
     batch: PositiveInt = 8  # rows of model.context tokens in one micro-batch
     accumulate: PositiveInt = 1  # micro-batches per step
     clip: PositiveFloat | None = 1.0  # largest global gradient norm; None: not clipped
-    targets: Literal["next", "unshifted"] = "next"  # "unshifted" exists to demonstrate the fault; guards refuse it
+    targets: Literal["next", "unshifted"] = (
+        "next"  # "unshifted" shows what that fault looks like; it wants as_published = true
+    )
     recompute: Literal["none", "layers"] = "none"  # keep each layer's input only and compute it again in the backward
     compile: Literal["none", "layers"] = "none"
     log_every: PositiveInt = 10  # steps
     evaluate_every: PositiveInt | None = None  # steps; None: at the end only
-    checkpoint_every: PositiveInt | None = None  # steps; None: at the end only
     seed: NonNegativeInt = 0
 
 

@@ -174,11 +174,14 @@ def all_parts(recipe: Recipe) -> list[tuple[str, type[Part]]]:
 
 
 def check_published(recipe: Recipe) -> None:
-    """A kind that is kept to replicate a defect trains only where the recipe asks for it.
+    """What is kept to replicate a defect trains only where the recipe asks for it.
 
     Raises:
-        ConfigError: such a kind in a recipe without ``as_published = true``.
+        ConfigError: such a kind, or unshifted targets, in a recipe without ``as_published = true``.
     """
+    if recipe.train.targets != "next" and not recipe.as_published:
+        why = "scores each token on itself, which is no language modelling; write as_published = true to train it"
+        raise ConfigError(why, "train.targets", recipe.train.targets)
     for path, part in all_parts(recipe):
         if part.breaks and not recipe.as_published:
             promise, why = next(iter(part.breaks.items()))

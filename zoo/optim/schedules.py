@@ -123,7 +123,7 @@ class Warmdown(WarmedUp, kind="warmdown"):
 
     def after(self, step: int, total: int, warmup: int) -> float:
         warmdown = updates(self.config.warmdown, total)
-        left = total - step + 1
+        left = max(1, total - step + 1)  # a total that is an estimate may already have been passed
         return max(self.config.floor, left / warmdown) if left < warmdown else 1.0
 
     def check(self, total: int) -> None:
