@@ -98,3 +98,11 @@ def test_the_test_command_is_what_continuous_integration_runs() -> None:
 def test_every_recipe_it_names_is_there() -> None:
     for name in re.findall(r"recipes/(\w+)\.toml", README):
         assert name == "NAME" or (ROOT / "recipes" / f"{name}.toml").is_file()
+
+
+def test_the_contract_takes_the_class_itself(past_mean: Path) -> None:
+    plugins.discover()
+    plugins.load(past_mean)
+    own = Part.slots["attention"].kinds["past_mean"]
+    zoo.testing.check(own, promises=["roles"])
+    assert own.kind == "past_mean"

@@ -72,6 +72,7 @@ def by_index(value: Any) -> bool:
 
 
 def indexed(patch: Mapping[str, Any], length: int) -> Iterator[tuple[int, Any]]:
+    """The items of ``{"[n]": item}`` with n counted from the front; ConfigError for one that the list does not have."""
     for key, item in patch.items():
         index = int(key.strip("[]"))
         if not -length <= index < length:
