@@ -13,7 +13,8 @@ from zoo.core.part import ConfigError
 from zoo.recipe import Recipe
 from zoo.train import Loop, total_steps
 from zoo.trials.grid import plan
-from zoo.trials.run import text_of, with_vocabulary
+from zoo.trials.run import text_of
+from zoo.trials.vocabulary import with_vocabulary
 
 
 def loop_of(tmp_path: Path, *sets: str) -> Loop:

@@ -11,7 +11,8 @@ from zoo.model import Model
 from zoo.recipe import Recipe
 from zoo.trials.check import locate
 from zoo.trials.grid import Arm, Grid, plan
-from zoo.trials.run import known_vocabulary, text_of, with_vocabulary
+from zoo.trials.run import text_of
+from zoo.trials.vocabulary import known_vocabulary, with_vocabulary
 
 
 def load(

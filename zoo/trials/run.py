@@ -22,10 +22,10 @@ from zoo.trials.address import address, code_hash
 from zoo.trials.check import Forecast, check, locate
 from zoo.trials.grid import Arm, Grid, trial_recipe
 from zoo.trials.store import Store
+from zoo.trials.vocabulary import GUESS, known_vocabulary, with_vocabulary
 from zoo.trials.workers import side_by_side
 
 FINAL = ("done", "diverged")  # a trial with one of these is finished; one that failed is tried again
-GUESS = 1024  # a vocabulary to check arms with before the tokenizer is known
 
 
 class Trial(NamedTuple):
@@ -61,33 +61,6 @@ class Ready(NamedTuple):
 
     trials: tuple[Trial, ...]  # all arms of the first seed, then of the second
     prepared: dict[str, Prepared]  # by ``data_key``
-
-
-def known_vocabulary(recipe: Recipe, folder: Path) -> int | None:
-    """The size of the vocabulary where it is stated or the tokenizer has nothing to learn from text, else None."""
-    if recipe.model.vocab_size is not None:
-        return recipe.model.vocab_size
-    try:
-        tokenizer = recipe.data.tokenizer.build(folder)
-        tokenizer.load(tokenizer.train(()))
-        return tokenizer.vocab_size
-    except ConfigError:
-        return None
-
-
-def with_vocabulary(recipe: Recipe, size: int) -> Recipe:
-    """The recipe with the tokenizer's vocabulary where it states none.
-
-    Raises:
-        ConfigError: more tokens than the model has rows.
-    """
-    stated = recipe.model.vocab_size
-    if stated is None:
-        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"vocab_size": size})})
-    if stated < size:
-        message = f"is smaller than the tokenizer's vocabulary of {size:,}; leave it out to take the tokenizer's"
-        raise ConfigError(message, "model.vocab_size", stated)
-    return recipe
 
 
 def with_known_vocabularies(grid: Grid) -> tuple[Grid, tuple[str, ...]]:
