@@ -28,7 +28,17 @@ FLOORS = {
     "data": 2,
     "scoring": 2,
 }
-FLOORS |= {"codecs": 2, "checkpoint": 2, "recipe": 3, "files": 3, "resolve": 3, "result": 4, "train": 4, "guards": 4}
+FLOORS |= {
+    "codecs": 2,
+    "checkpoint": 2,
+    "recipe": 3,
+    "files": 3,
+    "resolve": 3,
+    "result": 4,
+    "judge": 4,
+    "train": 4,
+    "guards": 4,
+}
 FLOORS |= {"generate": 4, "trials": 5, "report": 5, "testing": 5, "api": 5, "__init__": 6}
 
 

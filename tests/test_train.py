@@ -10,6 +10,7 @@ import torch
 
 from recipes import write
 from zoo.core.part import ConfigError
+from zoo.judge import averaged, result_of, score
 from zoo.recipe import Recipe
 from zoo.train import Loop, total_steps
 from zoo.trials.grid import plan
@@ -69,14 +70,12 @@ def test_an_auxiliary_loss_is_optimised_but_never_reported(tmp_path: Path) -> No
 
 
 def test_averaged_weights_are_scored_and_the_live_ones_come_back(tmp_path: Path) -> None:
-    from zoo.train import averaged
-
     loop = loop_of(tmp_path, 'average={kind="ema", decay=0.9}')
     loop.run()
     live = [p.detach().clone() for p in loop.model.parameters()]
-    raw = loop.score(None).bits_per_byte
+    raw = score(loop.model, loop.recipe, loop.prepared, None).bits_per_byte
     with averaged(loop.model, loop.average):
-        smooth = loop.score(None).bits_per_byte
+        smooth = score(loop.model, loop.recipe, loop.prepared, None).bits_per_byte
     assert smooth != raw
     assert all(torch.equal(p, q) for p, q in zip(live, loop.model.parameters(), strict=True))
 
@@ -99,6 +98,6 @@ def test_a_budget_in_tokens_is_rounded_up_to_whole_steps(tmp_path: Path, budget:
 def test_a_budget_in_seconds_stores_its_steps(tmp_path: Path) -> None:
     loop = loop_of(tmp_path, "train.seconds=0.5")
     loop.run()
-    result = loop.result("done", "", loop.score(None))
+    result = result_of(loop, "done", "", score(loop.model, loop.recipe, loop.prepared, None))
     assert result.steps == loop.step >= 1
     assert result.seconds >= 0.5

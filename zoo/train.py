@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -21,12 +19,12 @@ from zoo import machine
 from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
 from zoo.core.wires import noise_key
-from zoo.cost import cost_of
 from zoo.data.batches import Batches
+from zoo.judge import averaged, result_of, score
 from zoo.model import Model, Out
 from zoo.optim.slots import Average, Optimizer, Schedule
 from zoo.recipe import Recipe
-from zoo.result import Progress, Result, Watch, notes
+from zoo.result import Progress, Result, Watch
 from zoo.scoring.slots import Score
 
 if TYPE_CHECKING:
@@ -65,11 +63,11 @@ def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch) -> Res
         try:
             loop.run()
         except Diverged as fault:
-            return loop.result("diverged", str(fault), None)
+            return result_of(loop, "diverged", str(fault), None)
         with averaged(loop.model, loop.average):
-            score = loop.score(None)
+            final = score(loop.model, recipe, prepared, None)
             loop.save(folder / "checkpoints")
-    return loop.result("done", "", score)
+    return result_of(loop, "done", "", final)
 
 
 def total_steps(recipe: Recipe) -> int | None:
@@ -227,22 +225,7 @@ class Loop:
         every = self.recipe.train.evaluate_every
         if last or every is None or self.step % every:
             return None
-        return self.score(self.recipe.evaluate.during_tokens)
-
-    def score(self, n_tokens: int | None) -> Score:
-        """Score the validation text (its first ``n_tokens`` tokens, or all of it) with the weights as they are."""
-        recipe, prepared = self.recipe, self.prepared
-        end = len(prepared.valid) if n_tokens is None else n_tokens + 1
-        masked = recipe.data.document_mask == "segments"
-        self.model.eval()
-        return recipe.evaluate.scorer.build().score(
-            self.model,
-            prepared.valid[:end],
-            prepared.valid_spans[:end],
-            context=recipe.model.context,
-            batch=recipe.evaluate.batch,
-            bos=prepared.tokenizer.bos if masked else None,
-        )
+        return score(self.model, self.recipe, self.prepared, self.recipe.evaluate.during_tokens)
 
     def _report(self, score: Score | None) -> None:
         every = self.recipe.train.log_every
@@ -274,66 +257,8 @@ class Loop:
 
         save(folder, self.step, dict(self.model.state_dict()), {"step": self.step})
 
-    def result(self, status: str, reason: str, score: Score | None) -> Result:
-        """The Result of the run so far."""
-        recipe, cost = self.recipe, cost_of(self.model)
-        tail = self.losses[-max(1, len(self.losses) // 10) :]
-        return Result(
-            status=status,
-            reason=reason,
-            name=recipe.name,
-            variant=recipe.variant,
-            seed=recipe.train.seed,
-            steps=self.step,
-            tokens=self.step * tokens_per_step(recipe),
-            seconds=self.seconds,
-            tokens_per_second=self.step * tokens_per_step(recipe) / self.seconds if self.seconds else 0.0,
-            initial_loss=_finite(self.losses[0]) if self.losses else None,
-            train_loss=_finite(torch.stack(tail).double().mean()) if tail else None,
-            valid_loss=None if score is None else score.nats_per_token,
-            bits_per_byte=None if score is None else score.bits_per_byte,
-            valid_tokens=0 if score is None else score.tokens,
-            valid_bytes=0 if score is None else score.bytes,
-            parameters=cost.parameters,
-            active_parameters=cost.active_parameters,
-            flops_per_token=cost.flops_per_token,
-            peak_memory=self.memory.read(),
-            facts=self._facts(),
-            notes=notes(recipe),
-        )
-
-    def _facts(self) -> dict[str, str]:
-        run = {"device": self.device, "dtype": self.dtype, "threads": str(torch.get_num_threads())}
-        return {**self.prepared.facts, **machine.facts(self.device), **run, "profile": self.recipe.machine.profile}
-
 
 def gather(total: dict[str, Tensor], new: dict[str, Tensor]) -> None:
     """Add one micro-batch's stats to the step's: figures are summed by name."""
     for name, value in new.items():
         total[name] = total[name] + value if name in total else value
-
-
-@contextmanager
-def averaged(model: Model, average: Average) -> Iterator[None]:
-    """The model with its averaged weights inside the block, its own outside. Buffers stay the live ones."""
-    weights = average.weights()
-    if weights is None:
-        yield
-        return
-    own = {name: p.detach().clone() for name, p in model.named_parameters()}
-    _load(model, weights)
-    try:
-        yield
-    finally:
-        _load(model, own)
-
-
-@torch.no_grad()
-def _load(model: Model, weights: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
-
-
-def _finite(value: Tensor) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None

@@ -1,0 +1,106 @@
+"""How a trained model is judged: which weights are scored, on what, and what the Result says of the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from zoo import machine
+from zoo.cost import cost_of
+from zoo.model import Model
+from zoo.optim.slots import Average
+from zoo.recipe import Recipe
+from zoo.result import Result, notes
+from zoo.scoring.slots import Score
+
+if TYPE_CHECKING:
+    from zoo.data.prepare import Prepared
+    from zoo.train import Loop
+
+
+def score(model: Model, recipe: Recipe, prepared: Prepared, n_tokens: int | None) -> Score:
+    """Score the validation text (its first ``n_tokens`` tokens, None: all of it) with the weights as they are."""
+    end = len(prepared.valid) if n_tokens is None else n_tokens + 1
+    masked = recipe.data.document_mask == "segments"
+    model.eval()
+    return recipe.evaluate.scorer.build().score(
+        model,
+        prepared.valid[:end],
+        prepared.valid_spans[:end],
+        context=recipe.model.context,
+        batch=recipe.evaluate.batch,
+        bos=prepared.tokenizer.bos if masked else None,
+    )
+
+
+@contextmanager
+def averaged(model: Model, average: Average) -> Iterator[None]:
+    """The model with its averaged weights inside the block, its own outside. Buffers stay the live ones."""
+    weights = average.weights()
+    if weights is None:
+        yield
+        return
+    own = {name: p.detach().clone() for name, p in model.named_parameters()}
+    _load(model, weights)
+    try:
+        yield
+    finally:
+        _load(model, own)
+
+
+@torch.no_grad()
+def _load(model: Model, weights: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+
+
+def result_of(loop: Loop, status: str, reason: str, final: Score | None) -> Result:
+    """The Result of a run so far.
+
+    Args:
+        loop: the run.
+        status: ``done`` or ``diverged``.
+        reason: why it is not done.
+        final: the score of all of the validation text; None where there is none.
+    """
+    recipe, cost = loop.recipe, cost_of(loop.model)
+    tail = loop.losses[-max(1, len(loop.losses) // 10) :]
+    tokens = loop.step * recipe.train.batch * recipe.train.accumulate * recipe.model.context
+    return Result(
+        status=status,
+        reason=reason,
+        name=recipe.name,
+        variant=recipe.variant,
+        seed=recipe.train.seed,
+        steps=loop.step,
+        tokens=tokens,
+        seconds=loop.seconds,
+        tokens_per_second=tokens / loop.seconds if loop.seconds else 0.0,
+        initial_loss=_finite(loop.losses[0]) if loop.losses else None,
+        train_loss=_finite(torch.stack(tail).double().mean()) if tail else None,
+        valid_loss=None if final is None else final.nats_per_token,
+        bits_per_byte=None if final is None else final.bits_per_byte,
+        valid_tokens=0 if final is None else final.tokens,
+        valid_bytes=0 if final is None else final.bytes,
+        parameters=cost.parameters,
+        active_parameters=cost.active_parameters,
+        flops_per_token=cost.flops_per_token,
+        peak_memory=loop.memory.read(),
+        facts=_facts(loop),
+        notes=notes(recipe),
+    )
+
+
+def _facts(loop: Loop) -> dict[str, str]:
+    run = {"device": loop.device, "dtype": loop.dtype, "threads": str(torch.get_num_threads())}
+    return {**loop.prepared.facts, **machine.facts(loop.device), **run, "profile": loop.recipe.machine.profile}
+
+
+def _finite(value: Tensor) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
