@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,31 +12,87 @@ import torch
 from torch import Tensor
 
 from zoo import machine
+from zoo.core.part import ConfigError
 from zoo.cost import cost_of
 from zoo.model import Model
 from zoo.optim.slots import Average
 from zoo.recipe import Recipe
-from zoo.result import Result, notes
-from zoo.scoring.slots import Score
+from zoo.result import Result, Scored, notes
+from zoo.scoring.slots import Score, Scorer, Tell
 
 if TYPE_CHECKING:
     from zoo.data.prepare import Prepared
     from zoo.train import Loop
 
 
-def score(model: Model, recipe: Recipe, prepared: Prepared, n_tokens: int | None) -> Score:
+Say = Callable[[str], None]  # told in words how far scoring is
+EVERY = 0.5  # seconds between words
+
+
+def score(model: Model, recipe: Recipe, prepared: Prepared, n_tokens: int | None, say: Say | None = None) -> Score:
     """Score the validation text (its first ``n_tokens`` tokens, None: all of it) with the weights as they are."""
+    return _score(recipe.evaluate.scorer, model, recipe, prepared, n_tokens, say)
+
+
+def further(model: Model, recipe: Recipe, prepared: Prepared, say: Say | None = None) -> dict[str, Scored]:
+    """What the scorers in ``[evaluate] also`` say of all of the validation text, by their labels."""
+    found = {}
+    for scorer in recipe.evaluate.also:
+        began = time.perf_counter()
+        own = _score(scorer, model, recipe, prepared, None, say)
+        found[scorer.label()] = Scored(
+            bits_per_byte=own.bits_per_byte,
+            nats_per_token=own.nats_per_token,
+            code_length=scorer.part.code_length,
+            seconds=time.perf_counter() - began,
+        )
+    return found
+
+
+def check_scorers(recipe: Recipe, prepared: Prepared) -> None:
+    """Whether the text can be scored as the recipe asks, before anything is trained.
+
+    Raises:
+        ConfigError: with a path from the root of the recipe.
+    """
+    n_tokens, during = len(prepared.valid), min(len(prepared.valid), recipe.evaluate.during_tokens + 1)
+    asked = [("scorer", recipe.evaluate.scorer, n_tokens if recipe.train.evaluate_every is None else during)]
+    asked += [(f"also[{i}]", scorer, n_tokens) for i, scorer in enumerate(recipe.evaluate.also)]
+    for knob, scorer, tokens in asked:
+        try:
+            scorer.build().check(tokens, recipe.model.context)
+        except ConfigError as fault:
+            raise fault.under(f"evaluate.{knob}") from None
+
+
+def _score(
+    scorer: Scorer.Config, model: Model, recipe: Recipe, prepared: Prepared, n_tokens: int | None, say: Say | None
+) -> Score:
     end = len(prepared.valid) if n_tokens is None else n_tokens + 1
     masked = recipe.data.document_mask == "segments"
     model.eval()
-    return recipe.evaluate.scorer.build().score(
+    return scorer.build().score(
         model,
         prepared.valid[:end],
         prepared.valid_spans[:end],
         context=recipe.model.context,
         batch=recipe.evaluate.batch,
         bos=prepared.tokenizer.bos if masked else None,
+        tell=None if say is None else _in_words(say, f"scoring, {scorer.label()}"),
     )
+
+
+def _in_words(say: Say, what: str) -> Tell:
+    """Shares as words, not too many of them."""
+    spoken = -math.inf
+
+    def tell(share: float) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken >= EVERY:
+            spoken = time.monotonic()
+            say(f"{what}: {share:.0%}")
+
+    return tell
 
 
 @contextmanager
@@ -59,7 +116,9 @@ def _load(model: Model, weights: dict[str, Tensor]) -> None:
         parameter.copy_(weights[name])
 
 
-def result_of(loop: Loop, status: str, reason: str, final: Score | None) -> Result:
+def result_of(
+    loop: Loop, status: str, reason: str, final: Score | None, scores: dict[str, Scored] | None = None
+) -> Result:
     """The Result of a run so far.
 
     Args:
@@ -67,6 +126,7 @@ def result_of(loop: Loop, status: str, reason: str, final: Score | None) -> Resu
         status: ``done`` or ``diverged``.
         reason: why it is not done.
         final: the score of all of the validation text; None where there is none.
+        scores: what ``further`` found.
     """
     recipe, cost = loop.recipe, cost_of(loop.model)
     tail = loop.losses[-max(1, len(loop.losses) // 10) :]
@@ -87,6 +147,7 @@ def result_of(loop: Loop, status: str, reason: str, final: Score | None) -> Resu
         bits_per_byte=None if final is None else final.bits_per_byte,
         valid_tokens=0 if final is None else final.tokens,
         valid_bytes=0 if final is None else final.bytes,
+        scores=scores or {},
         parameters=cost.parameters,
         active_parameters=cost.active_parameters,
         flops_per_token=cost.flops_per_token,

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Literal
 
 import tomli_w
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from zoo.core.params import Role
-from zoo.core.part import Knobs
+from zoo.core.part import ConfigError, Knobs
 from zoo.core.tables import tabulate
 from zoo.data.slots import Source, Tokenizer
 from zoo.model import ModelConfig
@@ -53,8 +53,20 @@ class EvaluateConfig(Knobs):
     """``[evaluate]``: the plan by which every arm is scored."""
 
     scorer: Scorer.Config = Scorer.pick("plain")
+    also: tuple[Scorer.Config, ...] = ()  # further scorers of the trained model, each with a column of its own
     batch: PositiveInt = 16  # rows per call
     during_tokens: PositiveInt = 16_384  # tokens scored during training; the final score takes all
+
+    @model_validator(mode="after")
+    def _columns_are_honest(self) -> EvaluateConfig:
+        if not self.scorer.part.code_length:
+            why = "its figure is not the length of a code, so nothing may be ranked by it; put it into evaluate.also"
+            raise ConfigError(why, "scorer", self.scorer.part.kind)
+        labels = [scorer.label() for scorer in self.also]
+        for i, label in enumerate(labels):
+            if label in labels[:i]:
+                raise ConfigError("asked for twice", f"also[{i}]", label)
+        return self
 
 
 class MachineConfig(Knobs):

@@ -21,6 +21,16 @@ class Progress(NamedTuple):
     elapsed: float  # seconds
     memory: int  # bytes, peak so far
     valid_bpb: float | None  # bits per byte on the part of the validation text that is scored during training
+    scoring: str | None = None  # what is being scored and how far that is, once training is over
+
+
+class Scored(Knobs):
+    """What a further scorer says of the trained model, beside the main one. Test-time figures never mix with plain ones."""
+
+    bits_per_byte: float
+    nats_per_token: float
+    code_length: bool = True  # False: no code has this length, and nothing may be ranked by it
+    seconds: float = 0.0
 
 
 class Result(Knobs):
@@ -41,6 +51,7 @@ class Result(Knobs):
     bits_per_byte: float | None = None
     valid_tokens: int = 0
     valid_bytes: int = 0
+    scores: dict[str, Scored] = {}  # by the scorer's label, of those in [evaluate] also
     parameters: int = 0
     active_parameters: int = 0
     flops_per_token: float = 0.0

@@ -20,7 +20,7 @@ from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
 from zoo.core.wires import noise_key
 from zoo.data.batches import Batches
-from zoo.judge import averaged, result_of, score
+from zoo.judge import averaged, further, result_of, score
 from zoo.model import Model, Out
 from zoo.optim.slots import Average, Optimizer, Schedule
 from zoo.recipe import Recipe
@@ -65,9 +65,10 @@ def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch) -> Res
         except Diverged as fault:
             return result_of(loop, "diverged", str(fault), None)
         with averaged(loop.model, loop.average):
-            final = score(loop.model, recipe, prepared, None)
+            final = score(loop.model, recipe, prepared, None, loop.scoring)
+            scores = further(loop.model, recipe, prepared, loop.scoring)
             loop.save(folder / "checkpoints")
-    return result_of(loop, "done", "", final)
+    return result_of(loop, "done", "", final, scores)
 
 
 def total_steps(recipe: Recipe) -> int | None:
@@ -245,6 +246,11 @@ class Loop:
         self.log.write(json.dumps({k: v for k, v in progress._asdict().items() if v is not None}) + "\n")
         self.log.flush()
         self.watch(progress)
+        self.told = progress
+
+    def scoring(self, what: str) -> None:
+        """Tell the watcher how far scoring is."""
+        self.watch(self.told._replace(scoring=what))
 
     def learning_rates(self) -> list[float]:
         """The base rates by role, that of matrices first."""

@@ -69,6 +69,9 @@ class PlainView:
         if time.monotonic() - self.spoke.get(trial.address, 0.0) < EVERY:
             return
         self.spoke[trial.address] = time.monotonic()
+        if progress.scoring is not None:
+            self.say(f"    {title(trial)}: {progress.scoring}")
+            return
         bits = "" if progress.valid_bpb is None else f", {progress.valid_bpb:.4f} bits/byte"
         self.say(
             f"    {title(trial)}: step {progress.step:,}/{progress.total:,}, loss {progress.loss:.4f}{bits}, "
@@ -129,6 +132,7 @@ class LiveView(PlainView):
             f"{progress.step:,}/{progress.total:,}  loss {progress.loss:.4f}{bits}  "
             f"{count(progress.tokens_per_second)} tokens/s  {duration(remaining(progress))} left"
         )
+        words = words if progress.scoring is None else progress.scoring
         share = self.shares[trial.address] = progress.step / progress.total
         self.bars.update(self.tasks[trial.address], completed=share, words=words)
         self._grid()

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from zoo.core.tables import tabulate
 from zoo.recipe import Recipe
+from zoo.report.scores import mean_scores, score_headings
 from zoo.report.terminal import print_table
 from zoo.report.units import bytes_of, count, flops, scaled, significant
 from zoo.resolve import all_parts
@@ -45,6 +46,7 @@ class Row(NamedTuple):
     status: str
     notes: tuple[str, ...]
     group: str  # rows of equal groups may be compared
+    scores: tuple[tuple[str, float | None], ...] = ()  # of further scorers: heading of the column, mean bits per byte
 
 
 def rows_of(outcomes: Iterable[Outcome], baseline: Arm) -> list[Row]:
@@ -57,7 +59,10 @@ def rows_of(outcomes: Iterable[Outcome], baseline: Arm) -> list[Row]:
     arms: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         arms.setdefault(outcome.trial.arm.name, []).append(outcome)
-    return [_row(group, baseline, arms.get(baseline.name, [])) for group in arms.values()]
+    headings = score_headings(o.result for group in arms.values() for o in group)
+    rows = [_row(group, baseline, arms.get(baseline.name, [])) for group in arms.values()]
+    own = ([o.result for o in group] for group in arms.values())
+    return [row._replace(scores=mean_scores(results, headings)) for row, results in zip(rows, own, strict=True)]
 
 
 def _row(own: Sequence[Outcome], baseline: Arm, theirs: Sequence[Outcome]) -> Row:
@@ -127,8 +132,6 @@ def _notes(own: Sequence[Outcome]) -> tuple[str, ...]:
     found += [
         f"{part.kind} breaks {promise}: {why}" for _, part in all_parts(recipe) for promise, why in part.breaks.items()
     ]
-    if not recipe.evaluate.scorer.part.code_length:
-        found.append("its score is not the length of a code")
     found += [f"the same recipe as {name!r}" for name in arm.also]
     found += [f"optim.{role} is not used: no such parameters" for role in forecast.unused]
     found += ["stale: trained by other source code; --refresh trains it again" for o in own if o.stale]
@@ -159,6 +162,7 @@ def _cells(row: Row) -> dict[str, str]:
         "valid loss": significant(row.valid_loss),
         "bits/byte": bits if row.sd is None else f"{bits} ± {significant(row.sd)}",
         "difference": "" if row.difference is None else f"{row.difference:+.4f}",
+        **{heading: significant(value) for heading, value in row.scores},
         "differs in": "; ".join(row.differs),
         "status": "; ".join([row.status, *row.notes]),
     }
@@ -203,8 +207,8 @@ def csv_text(rows: Sequence[Row]) -> str:
     """``table.csv``: the same rows with every digit."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(Row._fields)
-    writer.writerows([_plain(value) for value in row] for row in rows)
+    writer.writerow([*Row._fields[:-1], *(heading for heading, _ in rows[0].scores)] if rows else Row._fields[:-1])
+    writer.writerows([*map(_plain, row[:-1]), *(_plain(value) for _, value in row.scores)] for row in rows)
     return written.getvalue()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.core.part import ConfigError
 from zoo.core.slots import IGNORE
 from zoo.data.batches import segments
-from zoo.scoring.slots import Score, Scorer
+from zoo.scoring.slots import Score, Scorer, Tell
 
 if TYPE_CHECKING:
     from zoo.model import Model
@@ -35,6 +35,7 @@ class Plain(Scorer, kind="plain"):
         context: int,
         batch: int,
         bos: int | None = None,
+        tell: Tell | None = None,
     ) -> Score:
         check(model, tokens, spans)
         device = next(model.parameters()).device

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from zoo.core.part import Part
+from zoo.core.part import Part, PartConfig
 
 if TYPE_CHECKING:
     import numpy as np
 
     from zoo.model import Model
+
+
+Tell = Callable[[float], None]  # is told the share that is done
 
 
 class Score(NamedTuple):
@@ -33,6 +37,16 @@ class Scorer(Part, slot="scorer"):
 
     code_length = True
 
+    class Config(PartConfig):
+        """What every scorer has: a name for its figures."""
+
+        def label(self) -> str:
+            """Its kind, with the knobs in which it differs from that kind's defaults."""
+            usual = type(self)()
+            own = {name: value for name, value in self if value != getattr(usual, name)}
+            said = [f"{k}={v.label() if isinstance(v, Scorer.Config) else v}" for k, v in own.items()]
+            return f"{self.part.kind}({', '.join(said)})" if said else str(self.part.kind)
+
     def __init__(self, config: Scorer.Config) -> None:
         self.config = config
 
@@ -44,6 +58,7 @@ class Scorer(Part, slot="scorer"):
         context: int,
         batch: int,
         bos: int | None = None,
+        tell: Tell | None = None,
     ) -> Score:
         """Score ``tokens[1:]`` (the first is a bos), every token exactly once.
 
@@ -56,5 +71,16 @@ class Scorer(Part, slot="scorer"):
             context: the most tokens the model sees at once.
             batch: rows per call.
             bos: the id that starts a document, where documents are kept apart by a mask; None: they are not.
+            tell: told now and then of the share that is done.
+
+        Raises:
+            ConfigError: what ``check`` says, spans that are not one per token, or a model in training mode.
         """
         raise NotImplementedError
+
+    def check(self, n_tokens: int, context: int) -> None:
+        """Whether a text of so many tokens can be scored by a model of this context; asked before anything is trained.
+
+        Raises:
+            ConfigError: a text that is too short, or a knob that does not fit the context.
+        """

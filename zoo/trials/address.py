@@ -33,6 +33,8 @@ def address(recipe: Recipe, data: str, folder: Path) -> str:
     """
     table = {name: value for name, value in tabulate(recipe).items() if name not in NAMES}
     table["machine"] = {**table["machine"], "device": recipe.machine.device.partition(":")[0]}
+    if not recipe.evaluate.also:  # changes nothing, so that it is as if the knob did not exist
+        table["evaluate"].pop("also")
     guests = sorted(plugins.load(folder / plugin) for plugin in recipe.plugins)
     text = json.dumps([table, data, guests], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -15,6 +15,7 @@ import torch
 from zoo import machine
 from zoo.core.part import ConfigError
 from zoo.data.prepare import Prepared, prepare
+from zoo.judge import check_scorers
 from zoo.recipe import Recipe
 from zoo.result import Progress, Result
 from zoo.train import train
@@ -97,6 +98,7 @@ def make_ready(grid: Grid, arms: Sequence[Arm], view: View) -> Ready:
             key = data_key(arm.recipe)
             if key not in prepared:
                 prepared[key] = text_of(arm.recipe, grid.folder, view.preparing)
+            check_scorers(arm.recipe, prepared[key])
             settled[arm.name] = with_vocabulary(arm.recipe, prepared[key].tokenizer.vocab_size)
         except ConfigError as fault:
             raise locate(grid, arm, fault) from None
