@@ -52,7 +52,11 @@ class Cache:
         return self._segments
 
     def reorder(self, index: Tensor) -> None:
-        """Row i becomes what row ``index[i]`` was: beams that survive are copied, those that do not are dropped."""
+        """Row i becomes what row ``index[i]`` was: beams that survive are copied, those that do not are dropped.
+
+        There may be more or fewer rows afterwards.
+        """
+        self.batch = len(index)
         self.stages = [{name: t.index_select(0, index) for name, t in stage.items()} for stage in self.stages]
         if self._segments is not None:
             self._segments = self._segments.index_select(0, index)
