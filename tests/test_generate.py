@@ -18,6 +18,7 @@ import zoo.data  # noqa: F401  (the kinds register themselves)
 from zoo.core.part import ConfigError
 from zoo.data.slots import Tokenizer
 from zoo.generate import Sampling, best, generate
+from zoo.generate.beam import search
 from zoo.generate.choose import PAD, adjusted, choose, draw, filtered
 from zoo.generate.decode import Feed
 from zoo.model import Model, ModelConfig
@@ -116,9 +117,44 @@ def test_beam_search_is_what_transformers_generate_says(twins, tokenizer, prompt
         assert list(got.ids) == cut
 
 
-def their_rows(llama: LlamaForCausalLM, tokenizer: Tokenizer, prompt: str, **knobs: object) -> list[list[int]]:
+@pytest.mark.parametrize("penalty", [-1.0, 0.0, 1.0, 2.5])
+@torch.inference_mode()
+def test_beams_that_end_are_kept_as_transformers_keeps_them(twins, tokenizer, penalty):
+    """Ids that are often chosen stand for the end of a document, so that beams end at many lengths."""
+    ours, llama = twins
+    start = [BOS, *tokenizer.encode(PROMPTS[0]).tolist()]
+    long = generate(ours, tokenizer, PROMPTS[:1], Sampling(beams=3, max_tokens=12), n=3)[0]
+    lengths = set()
+    for end in sorted({token for c in long for token in c.ids[1:]}):
+        feed = Feed(ours, [start], 12)
+        how = Sampling(beams=3, max_tokens=12, length_penalty=penalty)
+
+        def step(parents: torch.Tensor, ids: torch.Tensor, feed: Feed = feed) -> torch.Tensor:
+            feed.follow(parents)
+            return feed.step(ids)
+
+        got = search(feed.prompt(), step, torch.tensor(start), end, how)
+        want = their_rows(
+            llama,
+            tokenizer,
+            PROMPTS[0],
+            end,
+            max_new_tokens=12,
+            num_beams=3,
+            num_return_sequences=3,
+            do_sample=False,
+            length_penalty=penalty,
+        )
+        assert [list(beam.ids) for beam in got] == [row[: row.index(end)] if end in row else row for row in want]
+        lengths |= {len(beam.ids) for beam in got if beam.ended}
+    assert len(lengths) > 3
+
+
+def their_rows(
+    llama: LlamaForCausalLM, tokenizer: Tokenizer, prompt: str, end: int = BOS, **knobs: object
+) -> list[list[int]]:
     ids = torch.tensor([[BOS, *tokenizer.encode(prompt).tolist()]])
-    config = GenerationConfig(bos_token_id=BOS, eos_token_id=BOS, pad_token_id=BOS, **knobs)
+    config = GenerationConfig(bos_token_id=BOS, eos_token_id=end, pad_token_id=end, **knobs)
     out = llama.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     return out[:, ids.shape[1] :].tolist()
 
