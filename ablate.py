@@ -124,5 +124,52 @@ def show(
         session.show(recipe, profile, sets or [], device, variant, Console())
 
 
+@app.command()
+def sample(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's folder, or variant-seed under --out.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="A text to go on with. May be given several times.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results lie.  [default: any folder of results]")] = None,
+    n: Annotated[int, typer.Option("-n", "--samples", min=1, help="Continuations per prompt.")] = 1,
+    top: Annotated[int | None, typer.Option(min=1, help="Show only so many: the likeliest per token.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of a continuation.  [default: 100]")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: always the likeliest token.  [default: 1]")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens of this probability together.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Only tokens with this share of the likeliest one's.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: less of what was said.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="Taken off a logit per occurrence.")] = None,
+    no_repeat_ngram: Annotated[int | None, typer.Option(help="No sequence of so many tokens twice.")] = None,
+    beams: Annotated[int | None, typer.Option(help="Beam search with so many beams.")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Beams: the power of the length.  [default: 1]")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends a continuation.")] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per continuation.")] = False,
+) -> None:
+    """Continue prompts with a finished trial's model."""
+    from rich.console import Console
+
+    with faults_in_words():
+        from zoo.report import sample as samples
+
+        how = samples.sampling(
+            {
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "top_k": top_k,
+                "top_p": top_p,
+                "min_p": min_p,
+                "repetition_penalty": repetition_penalty,
+                "frequency_penalty": frequency_penalty,
+                "no_repeat_ngram": no_repeat_ngram,
+                "beams": beams,
+                "length_penalty": length_penalty,
+                "stop": tuple(stop or ()),
+                "seed": seed,
+            }
+        )
+        shown = samples.sample_json if as_json else samples.sample
+        shown(trial, out, prompt or [""], how, n, top, Console())
+
+
 if __name__ == "__main__":
     sys.exit(app())
