@@ -16,7 +16,8 @@ from zoo.files import Patch
 from zoo.report.describe import anatomy
 from zoo.trials.address import address, code_hash, imported, stripped
 from zoo.trials.check import check, memory
-from zoo.trials.grid import Grid, draft_arms, plan, trial_recipe
+from zoo.trials.designs import study_of
+from zoo.trials.grid import Grid, plan, trial_recipe
 from zoo.trials.names import differences, label_values, short_paths, spell
 from zoo.trials.run import with_known_vocabularies
 
@@ -107,7 +108,7 @@ def test_equal_arms_are_found_once(tmp_path: Path) -> None:
 @given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=4, unique=True), max_size=3))
 def test_a_product_has_every_combination_once(values: list[list[int]]) -> None:
     paths = ["model.dim", "model.n_layers", "model.context"]
-    _, drafts = draft_arms(Patch("here", dict(zip(paths, values, strict=False))))
+    drafts = study_of(Patch("here", dict(zip(paths, values, strict=False)))).drafts
     total = 1
     for axis in values:
         total *= len(axis)

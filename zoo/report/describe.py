@@ -14,7 +14,7 @@ from zoo.core.part import ConfigError, Part, PartConfig, nearest
 from zoo.core.tables import tabulate
 from zoo.cost import Cost, cost_of
 from zoo.recipe import Recipe
-from zoo.trials.check import meta_model
+from zoo.trials.build import meta_model
 from zoo.trials.names import spell
 
 

@@ -132,7 +132,7 @@ def _notes(own: Sequence[Outcome]) -> tuple[str, ...]:
     found += [
         f"{part.kind} breaks {promise}: {why}" for _, part in all_parts(recipe) for promise, why in part.breaks.items()
     ]
-    found += [f"the same recipe as {name!r}" for name in arm.also]
+    found += [*arm.notes, *(f"the same recipe as {name!r}" for name in arm.also)]
     found += [f"optim.{role} is not used: no such parameters" for role in forecast.unused]
     found += ["stale: trained by other source code; --refresh trains it again" for o in own if o.stale]
     return tuple(dict.fromkeys(found))

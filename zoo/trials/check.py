@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
-from zoo import machine
 from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
 from zoo.cost import Cost, cost_of, saved_bytes
-from zoo.model import Model
 from zoo.recipe import Recipe
 from zoo.resolve import blame
 from zoo.train import build_optimizers, tokens_per_step, total_steps
+from zoo.trials.build import meta_model
 from zoo.trials.grid import Arm, Grid
 
 
@@ -80,15 +77,6 @@ def forecast(recipe: Recipe) -> Forecast:
     roles = frozenset(entry.role for entry in entries(model))
     unused = tuple(role for role in recipe.optim if role not in roles)
     return Forecast(cost_of(model), steps, tokens_per_step(recipe), roles, unused)
-
-
-def meta_model(recipe: Recipe) -> Model:
-    """The recipe's model on the meta device."""
-    try:
-        with torch.device("meta"):
-            return Model(recipe.model, stream=machine.DTYPES.get(recipe.machine.dtype), seed=None)
-    except ConfigError as fault:
-        raise fault.under("model") from None
 
 
 def memory(recipe: Recipe) -> int:

@@ -1,33 +1,27 @@
 """From a recipe file to the arms of its grid, every one resolved before anything is trained.
 
-``[grid]`` holds axes (a dotted path and its values, the first of which is the baseline's), ``[[grid.variant]]`` (a name and
-the changes in ``set``), ``seeds``, and a ``design``:
-
-- ``factorial`` (default): every combination of the axes; variants are further arms laid over the baseline. Without axes the
-  variants are all there is, and the first one is the baseline.
-- ``one_at_a_time``: the baseline, each other value of each axis alone, each variant alone.
-- ``leave_one_out``: the same, said of a full recipe: each variant takes one ingredient away.
+``[grid]`` holds axes, variants and the words of zoo/trials/designs.py, ``seeds``, ``match`` (zoo/trials/match.py) and ``lr``
+(zoo/trials/envelope.py). A draft becomes an arm in this order: resolved, its width matched, crossed with the rates.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from zoo import machine
 from zoo.core.part import ConfigError, nearest
-from zoo.core.tables import nested, split_path
+from zoo.core.tables import nested, tabulate
 from zoo.files import Choice, Patch, choose, parse_set, read
 from zoo.recipe import Recipe
 from zoo.resolve import resolve
-from zoo.trials.names import label_values
-
-DESIGNS = ("factorial", "one_at_a_time", "leave_one_out")
-RESERVED = ("seeds", "design", "variant")
-BASELINE = "baseline"  # the name of an arm that is the recipe itself
+from zoo.trials import match as matching
+from zoo.trials.designs import Draft, Study, study_of
+from zoo.trials.envelope import Ladder, Rate, at_rate, ladder
+from zoo.trials.match import Matched
+from zoo.trials.vocabulary import GUESS, known_vocabulary, with_vocabulary
 
 
 class Arm(NamedTuple):
@@ -36,6 +30,14 @@ class Arm(NamedTuple):
     name: str
     recipe: Recipe
     also: tuple[str, ...] = ()  # names of later arms that turned out to be the same recipe
+    levels: tuple[tuple[str, str], ...] = ()  # in a factorial: axis and the name of its value
+    rate: Rate | None = None  # its place in the learning-rate envelope
+    matched: Matched | None = None  # how its width came about
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of a table has to know of how this arm came about."""
+        return () if self.matched is None else (self.matched.note(),)
 
 
 class Grid(NamedTuple):
@@ -49,6 +51,8 @@ class Grid(NamedTuple):
     seeds: tuple[int, ...]
     said: tuple[str, ...]  # decisions made on the user's behalf, in plain lines
     patches: tuple[Patch, ...]  # below the arms; to say where something was written
+    study: Study  # what [grid] says
+    ladder: Ladder | None  # the rates that every arm is crossed with
 
     def only(self, pattern: str) -> tuple[Arm, ...]:
         """The arms whose names match a glob.
@@ -60,13 +64,6 @@ class Grid(NamedTuple):
         if not found:
             raise ConfigError(f"--only {pattern}: no such arm, {nearest(pattern, [arm.name for arm in self.arms])}")
         return found
-
-
-class Draft(NamedTuple):
-    """An arm as written: its name and what it lays over the recipe."""
-
-    name: str
-    patches: tuple[Patch, ...]
 
 
 def plan(
@@ -91,11 +88,15 @@ def plan(
     book = read(Path(path))
     settled = _settle_device(book.patches, sets, device)
     choice = choose(book, profile, sets, settled)
-    recipe, arms = _resolve_arms(choice, settled)
+    study = study_of(choice.grid)
+    recipe = _settle(resolve((*_below(choice), *study.start)), settled)
     numbers = _seeds(choice.grid, seeds, recipe.train.seed)
     if len(numbers) != len(set(numbers)):
         raise ConfigError(f"{choice.grid.origin}: grid.seeds = {list(numbers)}: each seed once")
-    return Grid(book.name, Path(path), book.folder, recipe, arms, numbers, choice.said, choice.patches)
+    grid = Grid(
+        book.name, Path(path), book.folder, recipe, (), numbers, choice.said, _below(choice), study, _ladder(study)
+    )
+    return grid._replace(arms=arms_of(grid, study.drafts))
 
 
 def _settle_device(patches: Sequence[Patch], sets: Sequence[str], asked: str | None) -> str:
@@ -113,25 +114,96 @@ def _settle_device(patches: Sequence[Patch], sets: Sequence[str], asked: str | N
         raise ConfigError(f"{origin}: {fault.under('machine')}") from None
 
 
-def _resolve_arms(choice: Choice, device: str) -> tuple[Recipe, tuple[Arm, ...]]:
-    below = (*choice.patches, Patch(str(choice.book.path), {"name": choice.book.name}))
-    start, drafts = draft_arms(choice.grid)
-    recipe = _settle(resolve((*below, *start)), device)
+def _below(choice: Choice) -> tuple[Patch, ...]:
+    """What lies below every arm."""
+    return (*choice.patches, Patch(str(choice.book.path), {"name": choice.book.name}))
+
+
+def _ladder(study: Study) -> Ladder | None:
+    found = ladder(study.origin, study.words.get("lr"))
+    clash = next((path for path in study.varied if path.startswith("optim.") and path.endswith(".lr")), None)
+    if found and clash:
+        raise ConfigError(f"{study.origin}: grid.lr: the axis {clash} varies a rate already; leave one of them out")
+    if "lr_extend" in study.words and found is None:
+        raise ConfigError(f"{study.origin}: grid.lr_extend: there is no grid.lr to extend")
+    return found
+
+
+def arms_of(grid: Grid, drafts: Sequence[Draft]) -> tuple[Arm, ...]:
+    """Drafts as arms: resolved, matched, at every rate; equal ones found once.
+
+    Args:
+        grid: its arms are not looked at, except that the first draft of the study is the baseline of every match.
+        drafts: as the study writes them.
+
+    Raises:
+        ConfigError: an arm that cannot be, or whose width cannot be matched.
+    """
+    resolved = [(draft, _resolve(grid, draft)) for draft in drafts]
     arms: list[Arm] = []
-    for draft in drafts:
-        try:
-            resolved = _settle(resolve((*below, *draft.patches, Patch("", {"variant": draft.name}))), device)
-        except ConfigError as fault:
-            said = str(fault)
-            raise ConfigError(
-                said if f"variant {draft.name!r}" in said else f"variant {draft.name!r} of {said}"
-            ) from None
-        twin = next((i for i, arm in enumerate(arms) if _same(arm.recipe, resolved)), None)
-        if twin is None:
-            arms.append(Arm(draft.name, resolved))
-        else:
-            arms[twin] = arms[twin]._replace(also=(*arms[twin].also, draft.name))
-    return recipe, tuple(arms)
+    for draft, recipe in resolved:
+        matched = _match(grid, draft, recipe)
+        for arm in _at_rates(grid, draft, recipe if matched is None else matched.recipe):
+            _add(arms, arm._replace(levels=draft.levels, matched=matched))
+    return tuple(arms)
+
+
+def _resolve(grid: Grid, draft: Draft) -> Recipe:
+    try:
+        recipe = resolve((*grid.patches, *draft.patches, Patch("", {"variant": draft.name})))
+        return _settle(recipe, grid.recipe.machine.device)
+    except ConfigError as fault:
+        said = str(fault)
+        raise ConfigError(said if f"variant {draft.name!r}" in said else f"variant {draft.name!r} of {said}") from None
+
+
+def _match(grid: Grid, draft: Draft, recipe: Recipe) -> Matched | None:
+    """The arm's width solved, None where nothing is to be matched."""
+    origin, words = grid.study.origin, grid.study.words
+    wanted = words.get("match", "none") if draft.match is None else draft.match
+    multiple = words.get("match_multiple_of", matching.MULTIPLE)
+    if wanted not in matching.MATCHES:
+        raise ConfigError(f"{origin}: grid.match = {wanted!r}: {nearest(str(wanted), matching.MATCHES)}")
+    if type(multiple) is not int or multiple < 1:
+        raise ConfigError(f"{origin}: grid.match_multiple_of = {multiple!r}: must be a whole number of at least 1")
+    first = grid.study.drafts[0]
+    if wanted == "none" or draft.name == first.name:
+        return None
+    baseline = _resolve(grid, first)
+    fixed = frozenset(path for path in grid.study.varied if path in (matching.HIDDEN, matching.DIM))
+    try:
+        matched = matching.matched(_sized(baseline, grid.folder), _sized(recipe, grid.folder), wanted, multiple, fixed)
+    except ConfigError as fault:
+        raise ConfigError(f"{origin}: grid.match = {wanted!r}, arm {draft.name!r}: {fault}") from None
+    model = matched.recipe.model.model_copy(update={"vocab_size": recipe.model.vocab_size})
+    return matched._replace(recipe=matched.recipe.model_copy(update={"model": model}))
+
+
+def _sized(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with its vocabulary, or with a guess at it where only the text can tell."""
+    stated = tabulate(recipe.data.tokenizer).get("vocab_size")
+    return with_vocabulary(recipe, recipe.model.vocab_size or stated or known_vocabulary(recipe, folder) or GUESS)
+
+
+def _at_rates(grid: Grid, draft: Draft, recipe: Recipe) -> list[Arm]:
+    if grid.ladder is None:
+        return [Arm(draft.name, recipe)]
+    return [rated(grid.ladder, draft.name, recipe, value) for value in grid.ladder.values]
+
+
+def rated(rungs: Ladder, name: str, recipe: Recipe, value: float) -> Arm:
+    """The arm ``name`` at one rate."""
+    full = f"{name} {rungs.label(value)}"
+    there = at_rate(recipe, rungs, value).model_copy(update={"variant": full})
+    return Arm(full, there, rate=Rate(name, value))
+
+
+def _add(arms: list[Arm], arm: Arm) -> None:
+    twin = next((i for i, other in enumerate(arms) if _same(other.recipe, arm.recipe)), None)
+    if twin is None:
+        arms.append(arm)
+    else:
+        arms[twin] = arms[twin]._replace(also=(*arms[twin].also, arm.name))
 
 
 def _settle(recipe: Recipe, device: str) -> Recipe:
@@ -143,89 +215,6 @@ def _settle(recipe: Recipe, device: str) -> Recipe:
 
 def _same(a: Recipe, b: Recipe) -> bool:
     return a.model_copy(update={"variant": ""}) == b.model_copy(update={"variant": ""})
-
-
-def draft_arms(grid: Patch) -> tuple[tuple[Patch, ...], tuple[Draft, ...]]:
-    """The patches of the axes' first values, and the arms as the grid writes them, the baseline first.
-
-    Raises:
-        ConfigError: an unknown design, an axis that is no list or is empty, a variant without a name, a name given twice.
-    """
-    design = grid.table.get("design", DESIGNS[0])
-    if design not in DESIGNS:
-        raise ConfigError(f"{grid.origin}: grid.design = {design!r}: no such design, {nearest(str(design), DESIGNS)}")
-    axes = {path: _axis(grid.origin, path, values) for path, values in grid.table.items() if path not in RESERVED}
-    start = tuple(_patch(grid.origin, path, values[0]) for path, values in axes.items())
-    variants = [_variant(grid.origin, i, item) for i, item in enumerate(_list(grid, "variant"))]
-    if design == "factorial":
-        drafts = _product(grid.origin, axes) if axes or not variants else []
-    else:
-        drafts = [Draft(BASELINE, start), *_one_at_a_time(grid.origin, axes, start)]
-    drafts += [Draft(name, (*start, *patches)) for name, patches in variants]
-    names = [draft.name for draft in drafts]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"{grid.origin}: grid.variant: two arms are called {twice!r}")
-    return start, tuple(drafts)
-
-
-def _axis(origin: str, path: str, values: Any) -> list[Any]:
-    known = [*(name for name in Recipe.model_fields if name not in ("name", "variant", "base", "plugins")), "kinds"]
-    first = split_path(path)[0]
-    if first not in known:
-        raise ConfigError(f"{origin}: grid.{path}: unknown axis, {nearest(first, [*known, *RESERVED])}")
-    if path == "train.seed":
-        raise ConfigError(f"{origin}: grid.{path}: write seeds = [0, 1, 2] or seeds = 3 in [grid]")
-    if not isinstance(values, list):
-        raise ConfigError(f"{origin}: grid.{path} = {values!r}: an axis is a list of values, the baseline's first")
-    if not values:
-        raise ConfigError(f"{origin}: grid.{path} = []: an axis without values makes a grid without trials")
-    return values
-
-
-def _list(grid: Patch, key: str) -> list[Any]:
-    value = grid.table.get(key, [])
-    if not isinstance(value, list):
-        raise ConfigError(f"{grid.origin}: grid.{key}: must be a list of tables: write [[grid.{key}]]")
-    return value
-
-
-def _variant(origin: str, index: int, item: Any) -> tuple[str, tuple[Patch, ...]]:
-    place = f"{origin}: grid.variant[{index}]"
-    if not isinstance(item, Mapping):
-        raise ConfigError(f"{place} = {item!r}: must be a table with a name and the changes in set")
-    for key in item:
-        if key not in ("name", "set"):
-            raise ConfigError(f"{place}.{key}: unknown key, {nearest(key, ['name', 'set'])}; changes belong into set")
-    name, changes = item.get("name"), item.get("set", {})
-    if not isinstance(name, str) or not name.strip():
-        raise ConfigError(f"{place}: needs a name")
-    if not isinstance(changes, Mapping):
-        raise ConfigError(f"{place}.set = {changes!r}: must be a table of paths and values")
-    return name, tuple(Patch(f"{origin}, variant {name!r}", nested(path, value)) for path, value in changes.items())
-
-
-def _patch(origin: str, path: str, value: Any) -> Patch:
-    return Patch(f"{origin}, grid axis {path!r}", nested(path, value))
-
-
-def _product(origin: str, axes: Mapping[str, list[Any]]) -> list[Draft]:
-    labels = label_values(axes)
-    places = itertools.product(*(range(len(values)) for values in axes.values()))
-    drafts = []
-    for place in places:
-        chosen = list(zip(axes, place, strict=True))
-        name = " ".join(labels[path][i] for path, i in chosen) or BASELINE
-        drafts.append(Draft(name, tuple(_patch(origin, path, axes[path][i]) for path, i in chosen)))
-    return drafts
-
-
-def _one_at_a_time(origin: str, axes: Mapping[str, list[Any]], start: tuple[Patch, ...]) -> list[Draft]:
-    labels = label_values(axes)
-    return [
-        Draft(labels[path][i], (*start[:at], _patch(origin, path, values[i]), *start[at + 1 :]))
-        for at, (path, values) in enumerate(axes.items())
-        for i in range(1, len(values))
-    ]
 
 
 def _seeds(grid: Patch, count: int | None, first: int) -> tuple[int, ...]:

@@ -16,13 +16,13 @@ def label_values(axes: Mapping[str, list[Any]]) -> dict[str, list[str]]:
     Names are distinct within an axis, and knobs are written with as much of their path as tells them apart.
     """
     short = short_paths(axes)
-    plain = {path: [_plain(value) for value in values] for path, values in axes.items()}
-    spoken = [label for labels in plain.values() for label in labels]
+    bare = {path: [plain(value) for value in values] for path, values in axes.items()}
+    spoken = [label for labels in bare.values() for label in labels]
     kinds = {kind for slot in Part.slots.values() for kind in slot.kinds} - {"none"}
     named = {}
     for path, values in axes.items():
-        if all(label in kinds and spoken.count(label) == 1 for label in plain[path]):
-            named[path] = plain[path]
+        if all(label in kinds and spoken.count(label) == 1 for label in bare[path]):
+            named[path] = bare[path]
             continue
         labels = [f"{short[path]}={_full(value, values)}" for value in values]
         named[path] = [f"{label}#{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
@@ -43,22 +43,23 @@ def short_paths(paths: Iterable[str]) -> dict[str, str]:
     return short
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value in few words: a kind's name, a short number."""
     if isinstance(value, Mapping):
-        return str(value.get("kind", "+".join(f"{k}={_plain(v)}" for k, v in value.items())))
+        return str(value.get("kind", "+".join(f"{k}={plain(v)}" for k, v in value.items())))
     if isinstance(value, list):
-        return "+".join(map(_plain, value)) or "none"
+        return "+".join(map(plain, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _full(value: Any, others: list[Any]) -> str:
     """The value's plain name, with the knobs in which it differs from others of the same plain name."""
-    name = _plain(value)
-    twins = [other for other in others if _plain(other) == name]
+    name = plain(value)
+    twins = [other for other in others if plain(other) == name]
     if len(twins) < 2 or not isinstance(value, Mapping):
         return name
     telling = [k for k in value if any(not isinstance(t, Mapping) or t.get(k) != value[k] for t in twins)]
-    inner = ",".join(f"{key}={_plain(value[key])}" for key in telling)
+    inner = ",".join(f"{key}={plain(value[key])}" for key in telling)
     return f"{name}({inner})" if inner else name
 
 
@@ -96,4 +97,4 @@ def spell(value: Any) -> str:
         return f"{value['kind']}({knobs})".replace("()", "") if "kind" in value else f"{{{knobs}}}"
     if isinstance(value, list):
         return "+".join(map(spell, value)) or "none"
-    return _plain(value)
+    return plain(value)
