@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from ablate import app
 from recipes import write
-from zoo.report.sample import printable
+from zoo.report.terminal import printable
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,17 @@ class MachineConfig(Knobs):
     profile: str = "full"
 
 
+class CardConfig(Knobs):
+    """``[card]``: what a trial's model card shows of its text. Nothing of it changes a number."""
+
+    prompts: tuple[str, ...] = ()  # none: the card shows no generations
+    samples: PositiveInt = 20  # made per prompt
+    top: PositiveInt = 5  # shown of them, by log-probability per token
+    max_tokens: PositiveInt = 60
+    temperature: PositiveFloat = 0.8
+    top_k: PositiveInt | None = None
+
+
 class Recipe(Knobs):
     """One trial, wholly said: every knob that can change a number, and nothing else."""
 
@@ -94,6 +105,7 @@ class Recipe(Knobs):
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     machine: MachineConfig = Field(default_factory=MachineConfig)
+    card: CardConfig = Field(default_factory=CardConfig)
 
 
 def dumps(recipe: Recipe) -> str:

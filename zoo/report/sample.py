@@ -13,6 +13,7 @@ from rich.console import Console
 from zoo import machine
 from zoo.core.part import ConfigError, faults
 from zoo.generate import Continuation, Sampling, best, generate
+from zoo.report.terminal import printable
 from zoo.trials.open import open_trial
 
 
@@ -76,8 +77,3 @@ def _print(made: Sequence[Continuation], n: int, top: int | None, console: Conso
 
 def _say(console: Console, text: str, end: str = "\n") -> None:
     console.print(printable(text), end=end, markup=False, highlight=False, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Text that moves no cursor and sets no colour: control characters are written out, lines and tabs are kept."""
-    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)

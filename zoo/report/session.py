@@ -13,7 +13,7 @@ from zoo.api import pick, with_its_vocabulary
 from zoo.core.part import ConfigError
 from zoo.files import read
 from zoo.recipe import dumps
-from zoo.report import table
+from zoo.report import card, table
 from zoo.report.describe import anatomy, kinds
 from zoo.report.live import view_for
 from zoo.report.terminal import print_table
@@ -94,6 +94,7 @@ def run_grid(grid: Grid, only: str, out: Path | None, refresh: bool, workers: in
             if outcomes:
                 known = _with_earlier(everything, outcomes, store)
                 _write(known, grid, root)
+        _write_cards(known, everything, store)
     _print(known, grid, root, console)
     return all(outcome.result.status == "done" for outcome in outcomes)
 
@@ -103,6 +104,20 @@ def _with_earlier(everything: Ready, outcomes: Sequence[Outcome], store: Store) 
     fresh = {(o.trial.arm.name, o.result.seed): o for o in outcomes}
     found = (fresh.get((t.arm.name, t.recipe.train.seed)) or stored(t, store) for t in everything.trials)
     return [outcome for outcome in found if outcome is not None]
+
+
+def _write_cards(outcomes: Sequence[Outcome], ready: Ready, store: Store) -> None:
+    """A model card for each trial that has none yet, and again for those whose arm has got another seed."""
+    arms: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        arms.setdefault(outcome.trial.arm.name, []).append(outcome)
+    for own in arms.values():
+        changed = any(outcome.fresh for outcome in own)
+        for outcome in own:
+            folder = store.folder(outcome.trial.recipe, outcome.trial.address)
+            if folder.is_dir() and (changed or not (folder / card.CARD).is_file()):
+                tokenizer = ready.prepared[data_key(outcome.trial.recipe)].tokenizer
+                card.write_card(folder, [o.result for o in own], tokenizer)
 
 
 def _write(outcomes: Sequence[Outcome], grid: Grid, root: Path) -> None:

@@ -183,20 +183,20 @@ WORDS = (
 
 def markdown(rows: Sequence[Row], title: str, facts: dict[str, str]) -> str:
     """``table.md``: a table for each group of comparable rows, and the facts that stand beside every figure."""
-    lines = [f"# {_escaped(title)}", "", WORDS, ""]
+    lines = [f"# {escaped(title)}", "", WORDS, ""]
     groups = _grouped(rows)
     for group in groups:
         if len(groups) > 1:
             lines += [f"Comparable among themselves only: {group[0].group}", ""]
         cells = [_cells(row) for row in group]
         lines += ["| " + " | ".join(cells[0]) + " |", "|" + " --- |" * len(cells[0])]
-        lines += ["| " + " | ".join(_escaped(cell) for cell in row.values()) + " |" for row in cells]
+        lines += ["| " + " | ".join(escaped(cell) for cell in row.values()) + " |" for row in cells]
         lines.append("")
-    lines += [f"- {_escaped(name)}: {_escaped(value)}" for name, value in sorted(facts.items())]
+    lines += [f"- {escaped(name)}: {escaped(value)}" for name, value in sorted(facts.items())]
     return "\n".join(lines) + "\n"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown shows as it is inside a table."""
     for mark in "\\|`*_<>[]":
         text = text.replace(mark, f"\\{mark}")

@@ -56,3 +56,8 @@ def _width(rows: Rows, column: str) -> int:
     if column == next(iter(rows[0])):
         return min(NAME_WIDTH, longest)
     return max(longest, *map(len, column.split()))
+
+
+def printable(text: str) -> str:
+    """Text that moves no cursor and sets no colour: control characters are written out, lines and tabs are kept."""
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)

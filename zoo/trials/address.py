@@ -20,7 +20,7 @@ from zoo.recipe import Recipe
 from zoo.resolve import all_parts
 
 ROOT = Path(__file__).parents[1]  # the package zoo
-NAMES = ("name", "variant", "base", "plugins")  # what people call it and where its files lie
+NAMES = ("name", "variant", "base", "plugins", "card")  # what people call it, where its files lie, what is shown of it
 
 
 def address(recipe: Recipe, data: str, folder: Path) -> str:
