@@ -30,6 +30,7 @@ class Stub(nn.Module):
     def __init__(self, prices: Tensor) -> None:
         super().__init__()
         self.prices = nn.Parameter(prices)
+        self.config = ModelConfig(vocab_size=len(prices))
         self.asked: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def forward(self, tokens: Tensor, targets: Tensor, *, segments: Tensor | None = None) -> Out:
@@ -144,3 +145,5 @@ def test_what_would_give_a_wrong_number_is_refused() -> None:
         scorer.score(model, tokens, np.arange(V), 4, 2)
     with pytest.raises(ConfigError, match="nothing to score"):
         scorer.score(model, tokens[:1], tokens[:1], 4, 2)
+    with pytest.raises(ConfigError, match="token 21, outside the model's vocabulary of 11"):
+        scorer.score(model, tokens + 11, tokens, 4, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -12,6 +13,8 @@ from zoo.core.attend import positions, segments_of
 from zoo.core.part import ConfigError
 from zoo.core.slots import Position, Site
 from zoo.core.wires import Bus
+
+FAR = 2**14  # from this position on whole turns are taken off in fp64: an fp32 angle of 1e6 is off by 0.03
 
 
 class RoPE(Position, kind="rope"):
@@ -70,7 +73,11 @@ class RoPE(Position, kind="rope"):
         An entry becomes ``cos * itself + sin * partner``: the sine is negative for the first of each pair.
         """
         pairs = torch.arange(0, self.dims, 2, dtype=torch.float32, device=where.device)
-        angle = where[..., None].float() * self.theta ** (-pairs / self.dims)  # (..., dims / 2)
+        frequency = self.theta ** (-pairs / self.dims)
+        angle = where[..., None].float() * frequency  # (..., dims / 2)
+        if where.device.type != "mps":  # which has no fp64
+            exact = where[..., None].double() * frequency.double()
+            angle = torch.where(where[..., None] < FAR, angle, (exact % math.tau).float())
         cos, sin = angle.cos(), angle.sin()
         if self.layout == "half":
             return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)

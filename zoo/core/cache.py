@@ -20,12 +20,28 @@ class Cache:
 
     def __init__(self, batch: int, capacity: int, n_stages: int) -> None:
         self.batch, self.capacity, self.length = batch, capacity, 0
+        self.dropped = 0  # of length, the oldest tokens, which are no longer seen
         self.stages: list[dict[str, Tensor]] = [{} for _ in range(n_stages)]
+        self._shifts = [0] * n_stages
         self._segments: Tensor | None = None
 
     def past(self, stage: int) -> Past:
         """The memory of one stage, as its Bus wants it."""
-        return Past(self.stages[stage], self.length, self.capacity)
+        shift, self._shifts[stage] = self._shifts[stage], 0
+        return Past(self.stages[stage], self.length, self.capacity, self.dropped, shift)
+
+    def forget(self, n: int) -> None:
+        """No longer see the oldest ``n`` tokens; those that follow keep their positions.
+
+        Raises:
+            ConfigError: fewer tokens than that are remembered, or documents are kept apart.
+        """
+        if not 0 <= n <= self.length - self.dropped:
+            raise ConfigError(f"cannot forget {n} of {self.length - self.dropped} tokens")
+        if self._segments is not None:
+            raise ConfigError("a cache that keeps documents apart cannot forget: a document would lose its beginning")
+        self.dropped += n
+        self._shifts = [shift + n for shift in self._shifts]
 
     def admit(self, tokens: Tensor, segments: Tensor | None) -> Tensor | None:
         """Make room for tokens (B, T) and return the document numbers (B, S) of everything so far.
@@ -38,8 +54,8 @@ class Cache:
         batch, new = tokens.shape
         if batch != self.batch:
             raise ConfigError(f"the cache was made for {self.batch} rows, this call has {batch}")
-        if self.length + new > self.capacity:
-            raise ConfigError(f"{self.length} + {new} tokens exceed the cache's capacity of {self.capacity}")
+        if (held := self.length - self.dropped) + new > self.capacity:
+            raise ConfigError(f"{held} + {new} tokens exceed the cache's capacity of {self.capacity}")
         if segments is None and self._segments is None:
             return None
         if self._segments is None:

@@ -39,11 +39,13 @@ class Report(NamedTuple):
 
 
 class Past(NamedTuple):
-    """One stage's memory while decoding: its buffers, how many tokens they hold, and for how many they have room."""
+    """One stage's memory while decoding: its buffers, how many tokens came before, and for how many they have room."""
 
     buffers: dict[str, Tensor]
     offset: int
     capacity: int
+    dropped: int = 0  # the oldest tokens, no longer in the buffers
+    shift: int = 0  # how many of them were dropped since the last call, and still stand at the front of the buffers
 
 
 class Bus:
@@ -129,11 +131,14 @@ class Bus:
             size = full.shape[dim]
             self._present[key] = full.narrow(dim, max(0, size - keep), min(keep, size)).clone()
             return full
-        new, offset = t.shape[dim], self._past.offset
+        new, offset = t.shape[dim], self._past.offset - self._past.dropped
         if buffer is None:
             shape = list(t.shape)
             shape[dim] = self._past.capacity
             buffer = t.new_zeros(shape)
+        elif self._past.shift:
+            kept = buffer.narrow(dim, self._past.shift, offset).clone()
+            buffer.narrow(dim, 0, offset).copy_(kept)
         buffer.narrow(dim, offset, new).copy_(t)
         self._present[key] = buffer
         return buffer.narrow(dim, 0, offset + new)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from zoo.core.part import Part, PartConfig
+from zoo.core.part import ConfigError, Part, PartConfig
 
 if TYPE_CHECKING:
     import numpy as np
 
     from zoo.model import Model
+    from zoo.scoring.predict import Predictor
 
 
 Tell = Callable[[float], None]  # is told the share that is done
@@ -77,6 +78,18 @@ class Scorer(Part, slot="scorer"):
             ConfigError: what ``check`` says, spans that are not one per token, or a model in training mode.
         """
         raise NotImplementedError
+
+    def predictor(self, model: Model, context: int, bos: int | None = None) -> Predictor:
+        """The same scorer one token at a time, for a code: it knows the whole distribution before it sees the token.
+
+        Args:
+            model: in evaluation mode, on its device.
+            context, bos: as for ``score``.
+
+        Raises:
+            ConfigError: a scorer whose figures are not the lengths of codes.
+        """
+        raise ConfigError(f"scorer {self.kind!r} cannot drive a code: it knows no distribution over the next token")
 
     def check(self, n_tokens: int, context: int) -> None:
         """Whether a text of so many tokens can be scored by a model of this context; asked before anything is trained.

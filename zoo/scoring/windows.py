@@ -1,0 +1,110 @@
+"""What scorers share that run the model over windows of the text: each token is scored in one window, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.core.part import ConfigError
+from zoo.core.slots import IGNORE
+from zoo.data.batches import segments
+from zoo.scoring.predict import Predictor, WindowPredictor
+from zoo.scoring.slots import Score, Scorer, Tell
+
+if TYPE_CHECKING:
+    from zoo.model import Model
+
+
+class Plan(NamedTuple):
+    """Windows as positions in the stream of inputs, (W,) int64 each: input i is token i, its target is token i + 1."""
+
+    starts: np.ndarray
+    scored: np.ndarray  # the first input whose target is scored in this window
+    ends: np.ndarray  # one behind the last
+
+
+class Rows(NamedTuple):
+    """One call's worth of windows, (B, T) each; segments is None where documents are not kept apart."""
+
+    inputs: Tensor
+    targets: Tensor  # IGNORE where a target is not scored
+    segments: Tensor | None
+
+
+class Windowed(Scorer):
+    """Scores in windows that ``plan`` lays out and ``first`` finds again for a single token."""
+
+    def plan(self, n_targets: int, context: int) -> Plan:
+        """Windows in order; every one of ``n_targets`` targets is scored in exactly one."""
+        raise NotImplementedError
+
+    def first(self, target: int, context: int) -> int:
+        """The first input that is seen when ``target`` (0 is token 1) is scored."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def score(
+        self,
+        model: Model,
+        tokens: np.ndarray,
+        spans: np.ndarray,
+        context: int,
+        batch: int,
+        bos: int | None = None,
+        tell: Tell | None = None,
+    ) -> Score:
+        check(model, tokens, spans)
+        self.check(len(tokens), context)
+        device = next(model.parameters()).device
+        nats, done = 0.0, 0
+        for rows in self.rows(tokens, context, batch, bos):
+            put = [None if t is None else t.to(device) for t in rows]
+            nll = model(put[0], put[1], segments=put[2]).nll  # (B, T)
+            scored = nll.cpu().double()[rows.targets != IGNORE]  # on the CPU, since not every device has fp64
+            nats, done = nats + float(scored.sum()), done + len(scored)
+            if tell is not None:
+                tell(done / (len(tokens) - 1))
+        return Score(nats, len(tokens) - 1, int(spans[1:].sum(dtype=np.int64)))
+
+    def predictor(self, model: Model, context: int, bos: int | None = None) -> Predictor:
+        return WindowPredictor(model, lambda target: self.first(target, context), context, bos)
+
+    def rows(self, tokens: np.ndarray, context: int, batch: int, bos: int | None) -> Iterator[Rows]:
+        """The windows over ``tokens``, ``batch`` at a time, targets in order.
+
+        A window that is short is filled up behind its end, where a causal model does not look.
+        """
+        plan = self.plan(len(tokens) - 1, context)
+        steps = np.arange(context)
+        for at in range(0, len(plan.starts), batch):
+            starts, scored, ends = (column[at : at + batch, None] for column in plan)
+            where = starts + steps  # (B, T)
+            first, last = int(starts[0, 0]), int(ends[-1, 0])
+            piece = np.asarray(tokens[first : last + 1], np.int64)
+            within = np.minimum(where - first, len(piece) - 2)
+            inputs = np.where(where < ends, piece[within], 0)
+            targets = np.where((where >= scored) & (where < ends), piece[within + 1], IGNORE)
+            put = torch.from_numpy(inputs)
+            yield Rows(put, torch.from_numpy(targets), None if bos is None else segments(put, bos))
+
+
+def check(model: Model, tokens: np.ndarray, spans: np.ndarray) -> None:
+    """Refuse what would give a wrong number quietly.
+
+    Raises:
+        ConfigError: fewer than two tokens, spans that are not one per token, an id that the model does not know, or a model
+            in training mode.
+    """
+    if len(tokens) < 2:
+        raise ConfigError(f"nothing to score: the text has {len(tokens)} tokens, the first of which is given")
+    if len(spans) != len(tokens):
+        raise ConfigError(f"{len(spans):,} spans for {len(tokens):,} tokens: there must be one for each")
+    if (largest := int(np.max(tokens))) >= model.config.vocab_size:
+        known = f"the model's vocabulary of {model.config.vocab_size:,}"
+        raise ConfigError(f"the text has token {largest}, outside {known}: it was made by another tokenizer")
+    if model.training:
+        raise ConfigError("the model is in training mode: call model.eval() before it is scored")
