@@ -76,6 +76,9 @@ def run(
         int | None, typer.Option(min=1, help="Trials at once; without it as many as find their threads, on a GPU one.")
     ] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Train stale results again, too.")] = False,
+    no_guards: Annotated[
+        bool, typer.Option("--no-guards", help="Probe no trial for leaks before it trains; every result is marked.")
+    ] = False,
 ) -> None:
     """Train every trial that is not finished yet, and print the table."""
     from rich.console import Console
@@ -88,7 +91,7 @@ def run(
         if dry_run:
             session.dry_run(grid, only, console)
             return
-        fine = session.run_grid(grid, only, out, refresh, workers, console)
+        fine = session.run_grid(grid, only, out, refresh, workers, console, not no_guards)
     raise typer.Exit(0 if fine else 1)
 
 

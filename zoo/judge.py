@@ -142,6 +142,7 @@ def result_of(
         seconds=loop.seconds,
         tokens_per_second=tokens / loop.seconds if loop.seconds else 0.0,
         initial_loss=_finite(loop.losses[0]) if loop.losses else None,
+        early_loss=_finite(torch.stack(loop.losses[:10]).min()) if loop.losses else None,
         train_loss=_finite(torch.stack(tail).double().mean()) if tail else None,
         valid_loss=None if final is None else final.nats_per_token,
         bits_per_byte=None if final is None else final.bits_per_byte,

@@ -46,6 +46,7 @@ class Result(Knobs):
     seconds: float = 0.0  # of training, evaluation not counted
     tokens_per_second: float = 0.0
     initial_loss: float | None = None  # of the first batch, before any update
+    early_loss: float | None = None  # the least of the first ten steps
     train_loss: float | None = None  # mean over the last tenth of the steps
     valid_loss: float | None = None
     bits_per_byte: float | None = None
@@ -58,6 +59,8 @@ class Result(Knobs):
     peak_memory: int = 0
     facts: dict[str, str] = {}
     notes: tuple[str, ...] = ()
+    guards: str = ""  # "passed"; "off": trained without them; "" before there were any
+    flags: tuple[str, ...] = ()  # why the result may be too good to be true
     address: str = ""
 
 

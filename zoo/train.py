@@ -91,6 +91,25 @@ def tokens_per_step(recipe: Recipe) -> int:
     return recipe.train.batch * recipe.train.accumulate * recipe.model.context
 
 
+def batches_of(recipe: Recipe, prepared: Prepared) -> Batches:
+    """The training batches of a recipe."""
+    return Batches(
+        prepared.train,
+        context=recipe.model.context,
+        rows=recipe.train.batch,
+        seed=recipe.train.seed,
+        bos=prepared.tokenizer.bos,
+        document_mask=recipe.data.document_mask,
+        accumulate=recipe.train.accumulate,
+    )
+
+
+def take(recipe: Recipe, batches: Batches, step: int, micro: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inputs, targets and document numbers (B, T) of one micro-batch, as the loop gives them to the model."""
+    inputs, targets, segments = batches.batch(step, micro)
+    return inputs, inputs if recipe.train.targets == "unshifted" else targets, segments
+
+
 def build_optimizers(model: Model, optim: dict[Role, Optimizer.Config]) -> dict[Role, Optimizer]:
     """One optimizer per role that the model has.
 
@@ -129,15 +148,7 @@ class Loop:
         self.model = self._build_model()
         self.optimizers = build_optimizers(self.model, recipe.optim)
         self.average: Average = recipe.average.build(self.model)
-        self.batches = Batches(
-            prepared.train,
-            context=recipe.model.context,
-            rows=recipe.train.batch,
-            seed=recipe.train.seed,
-            bos=prepared.tokenizer.bos,
-            document_mask=recipe.data.document_mask,
-            accumulate=recipe.train.accumulate,
-        )
+        self.batches = batches_of(recipe, prepared)
         self.step, self.seconds = 0, 0.0
         self.losses: list[Tensor] = []  # one scalar per step, on the device
 
@@ -208,9 +219,8 @@ class Loop:
         self.step, self.scale = step, scale
 
     def _forward(self, step: int, micro: int) -> Out:
-        inputs, targets, segments = self.batches.batch(step, micro)
-        targets = inputs if self.recipe.train.targets == "unshifted" else targets
-        put = [None if t is None else t.to(self.device, non_blocking=True) for t in (inputs, targets, segments)]
+        taken = take(self.recipe, self.batches, step, micro)
+        put = [None if t is None else t.to(self.device, non_blocking=True) for t in taken]
         noise = noise_key(self.recipe.train.seed, step, micro)
         return self.model(put[0], put[1], segments=put[2], noise=noise)
 

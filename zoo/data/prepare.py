@@ -14,6 +14,7 @@ import numpy as np
 from zoo.core.part import ConfigError
 from zoo.data.cache import default_cache, entry
 from zoo.data.slots import Document, Source, Tokenizer
+from zoo.data.yardstick import xz_facts
 
 FORMAT = "1"  # change it when files of the cache change their meaning
 
@@ -87,7 +88,9 @@ def prepare(config: Wanted, base: Path, cache: Path | None = None, progress: Pro
         folder = entry(cache, f"tokens-{_key(corpus, *limits, tokenizer.fingerprint())}", work.encode)
     except _SourceFault as fault:
         raise fault.args[0] from None
-    return _open(folder, source, tokenizer, limits)
+    prepared = _open(folder, source, tokenizer, limits)
+    prepared.facts.update(xz_facts(prepared, cache))
+    return prepared
 
 
 def capped(documents: Iterator[Document], limit: int | None) -> Iterator[Document]:

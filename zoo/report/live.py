@@ -27,7 +27,8 @@ def verdict(outcome: Outcome) -> str:
     if result.status != "done":
         return f"{result.status}: {result.reason}"
     scored = f"{significant(result.bits_per_byte)} bits/byte, loss {significant(result.valid_loss)}"
-    return f"{scored}, {result.steps} steps in {duration(result.seconds)}{'' if outcome.fresh else ' (stored)'}"
+    said = "; ".join(["", *result.flags])
+    return f"{scored}, {result.steps} steps in {duration(result.seconds)}{'' if outcome.fresh else ' (stored)'}{said}"
 
 
 def remaining(step: Step) -> float:

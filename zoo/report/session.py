@@ -72,7 +72,15 @@ def _with_text(grid: Grid, console: Console) -> Grid:
     return grid._replace(arms=tuple(recipes[arm.name] for arm in grid.arms))
 
 
-def run_grid(grid: Grid, only: str, out: Path | None, refresh: bool, workers: int | None, console: Console) -> bool:
+def run_grid(
+    grid: Grid,
+    only: str,
+    out: Path | None,
+    refresh: bool,
+    workers: int | None,
+    console: Console,
+    guarded: bool = True,
+) -> bool:
     """Train what is missing, write and print the table.
 
     Returns:
@@ -86,7 +94,9 @@ def run_grid(grid: Grid, only: str, out: Path | None, refresh: bool, workers: in
         text = {data_key(arm.recipe) for arm in wanted}  # arms on other text are neither trained nor looked up
         everything = make_ready(grid, [arm for arm in grid.arms if data_key(arm.recipe) in text], view)
         names = {arm.name for arm in wanted}
-        ready = everything._replace(trials=tuple(t for t in everything.trials if t.arm.name in names))
+        ready = everything._replace(
+            trials=tuple(t._replace(guarded=guarded) for t in everything.trials if t.arm.name in names)
+        )
         try:
             for outcome in run(ready, store, grid.folder, view, refresh, workers):
                 outcomes.append(outcome)

@@ -128,7 +128,8 @@ def _status(own: Sequence[Outcome]) -> str:
 def _notes(own: Sequence[Outcome]) -> tuple[str, ...]:
     arm, forecast = own[0].trial.arm, own[0].trial.forecast
     recipe = own[0].trial.recipe
-    found = [note for o in own for note in o.result.notes]
+    found = [flag for o in own for flag in o.result.flags] + [note for o in own for note in o.result.notes]
+    found += ["trained without guards (--no-guards)" for o in own if o.result.guards == "off"]
     found += [
         f"{part.kind} breaks {promise}: {why}" for _, part in all_parts(recipe) for promise, why in part.breaks.items()
     ]

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from zoo import machine
+from zoo import guards, machine
 from zoo.core.part import ConfigError
 from zoo.data.prepare import Prepared, prepare
 from zoo.judge import check_scorers
@@ -36,6 +36,7 @@ class Trial(NamedTuple):
     recipe: Recipe  # with its seed and vocabulary
     forecast: Forecast
     address: str
+    guarded: bool = True  # whether it is probed before it trains
 
 
 class Outcome(NamedTuple):
@@ -205,7 +206,12 @@ def train_one(trial: Trial, prepared: Prepared, store: Store, folder: Path, view
     """Train one trial and store what it came to, whatever that is."""
     with store.opened(trial.recipe, trial.address, folder) as draft:
         try:
+            if trial.guarded:
+                guards.inspect(trial.recipe, prepared, code_hash(trial.recipe))
             result = train(trial.recipe, prepared, draft.folder, partial(view.step, trial))
+            result = guards.judged(result, prepared, trial.guarded)
+        except guards.Refused as fault:
+            result = _failed(trial, prepared, fault).model_copy(update={"status": "refused", "reason": str(fault)})
         except Exception as fault:
             (draft.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
             result = _failed(trial, prepared, fault)

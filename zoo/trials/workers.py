@@ -28,6 +28,7 @@ class Job(NamedTuple):
     text: str
     address: str
     forecast: Forecast
+    guarded: bool
 
 
 class Worker:
@@ -44,7 +45,7 @@ class Worker:
     def give(self, trial: Trial) -> None:
         """Have it train a trial."""
         self.trial = trial
-        self.pipe.send(Job(dumps(trial.recipe), trial.address, trial.forecast))
+        self.pipe.send(Job(dumps(trial.recipe), trial.address, trial.forecast, trial.guarded))
 
     def stop(self) -> None:
         """End the process, whatever it is doing."""
@@ -134,7 +135,7 @@ def serve(pipe: Connection, root: Path, folder: Path) -> None:
         except (EOFError, OSError):
             return
         recipe = _understood(job.text, folder, plugins, loads)
-        trial = Trial(Arm(recipe.variant, recipe), recipe, job.forecast, job.address)
+        trial = Trial(Arm(recipe.variant, recipe), recipe, job.forecast, job.address, job.guarded)
         key = data_key(recipe)
         if key not in prepared:
             prepared[key] = text_of(recipe, folder)
