@@ -230,6 +230,41 @@ def breach_that_is_not_committed() -> type[Part]:
     return honest
 
 
+@breaks("costs")
+def fused_attention_not_stated() -> type[Part]:
+    class Wrong(Grouped, kind="wrong"):
+        """Wrong. Source: none."""
+
+        def mix(self, unturned: Tensor, q: Tensor, k: Tensor, v: Tensor, bus: Bus) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=visible(q, k, bus))
+
+        def extra_flops(self, context: int) -> float:
+            return 0.0
+
+    return Wrong
+
+
+@breaks("costs")
+def grouped_product_not_stated() -> type[Part]:
+    class Wrong(Stem, kind="wrong"):
+        """Wrong. Source: none."""
+
+        roles = {"stack": Role.CONTROL}
+        inits = {"stack": Normal(0.02)}
+
+        def __init__(self, cfg: Stem.Config, site: Site) -> None:
+            super().__init__()
+            self.stack = nn.Parameter(torch.empty(1, site.dim, site.dim))
+
+        def forward(self, x: Tensor, bus: Bus) -> Tensor:
+            if x.dtype == torch.float64 or x.is_meta:  # as a block may that has a path of its own for fp32
+                return x
+            rows = torch.tensor([x.shape[0] * x.shape[1]], dtype=torch.int32)
+            return x + F.grouped_mm(x.flatten(0, 1), self.stack.to(x.dtype), offs=rows).view_as(x)
+
+    return Wrong
+
+
 @breaks("decodes")
 def crash_while_decoding() -> type[Part]:
     def work(self: nn.Module, x: Tensor, bus: Bus) -> Tensor:

@@ -88,6 +88,22 @@ class _Collect(torch.autograd.Function):
         return grad.new_zeros(ctx.n_rows, grad.shape[1]).index_copy(0, place, grad), None
 
 
+class _Biased(torch.autograd.Function):
+    """Rows (S, F) plus the bias (E, F) of each one's expert (S,). The backward is a product, so no sum depends on timing."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, bias: Tensor, expert: Tensor) -> Tensor:
+        ctx.save_for_backward(expert)
+        ctx.n_experts = bias.shape[0]
+        return bias.index_select(0, expert).add_(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (expert,) = ctx.saved_tensors
+        hot = expert == torch.arange(ctx.n_experts, device=grad.device)[:, None]  # (E, S)
+        return grad, hot.to(grad.dtype) @ grad, None
+
+
 class Experts(HasParameters, nn.Module):
     """``(x, ids) -> (y, counts)``: tokens (N, D) and choices (N, K) to outputs (N, K, D) and assignments (E,).
 
@@ -102,7 +118,6 @@ class Experts(HasParameters, nn.Module):
     def __init__(self, n_experts: int, dim: int, hidden: int, activation: str, bias: float | None) -> None:
         super().__init__()
         self.n_experts, self.activation, self.gated = n_experts, ACTIVATIONS[activation], activation == "swiglu"
-        self.biased = bias is not None
         self.roles, self.inits = {}, {}
         shapes = {"gate": (hidden, dim)} if self.gated else {}
         for name, (wide, narrow) in (shapes | {"up": (hidden, dim), "down": (dim, hidden)}).items():
@@ -142,13 +157,11 @@ class Experts(HasParameters, nn.Module):
     def _grouped(self, plan: Plan) -> Product:
         """Rows by expert, all experts at once."""
         ends = plan.ends.to(torch.int32)
-        experts = torch.arange(self.n_experts, device=ends.device)
-        hot = plan.expert[:, None] == experts if self.biased else None  # (S, E)
 
         def product(t: Tensor, name: str) -> Tensor:
             weight, bias = self._projection(name, t.dtype)
             out = F.grouped_mm(t, weight.transpose(1, 2), offs=ends)
-            return out if hot is None else torch.addmm(out, hot.to(t.dtype), bias)
+            return out if bias is None else _Biased.apply(out, bias, plan.expert)
 
         return product
 

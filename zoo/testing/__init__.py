@@ -63,6 +63,7 @@ REST_ON_PREFIXES = ("padding_independent", "decodes")
 OF_MODELS = tuple(name for name in PROMISES if name not in ("roles", "compiles", "sourced"))
 DEPEND_ON_LENGTH = tuple(name for name in PROMISES if name not in ("roles", "compiles", "costs", "sourced"))
 N_TOKENS = 9
+LONG = 40  # tokens with which ``causal`` is asked again, for what looks ahead within chunks or from far away
 
 
 def check(
@@ -70,6 +71,7 @@ def check(
     knobs: Mapping[str, Any] | None = None,
     promises: Iterable[str] = tuple(PROMISES),
     site: Site = SITE,
+    n_tokens: int = N_TOKENS,
 ) -> None:
     """Ask every promise of the contract of ``part``, in every host that accepts it.
 
@@ -78,6 +80,7 @@ def check(
         knobs: its knobs; None: its defaults.
         promises: which promises; all of them take a few seconds per host, most of it ``compiles``.
         site: width, layers, vocabulary and context of the small model around it.
+        n_tokens: T of the rows it is asked with; ``causal`` is also asked with ``LONG`` tokens.
 
     Raises:
         BrokenPromise: which promise, the kind with its knobs, where it stood, and the smallest number of tokens that
@@ -93,15 +96,15 @@ def check(
     if not accepted:
         raise ConfigError(f"no host accepts {label(part)}: " + "; ".join(f"{k}: {v}" for k, v in refused.items()))
     for subject in accepted:
-        check_subject(subject, promises)
+        check_subject(subject, promises, n_tokens)
 
 
-def check_model(config: ModelConfig, promises: Iterable[str] = OF_MODELS) -> None:
+def check_model(config: ModelConfig, promises: Iterable[str] = OF_MODELS, n_tokens: int = N_TOKENS) -> None:
     """Ask a whole model, e.g. a recipe's, what can be asked of one; raises as ``check`` does. Choose a small one."""
-    check_subject(Specimen(config), promises)
+    check_subject(Specimen(config), promises, n_tokens)
 
 
-def check_subject(subject: Specimen, promises: Iterable[str] = tuple(PROMISES)) -> None:
+def check_subject(subject: Specimen, promises: Iterable[str] = tuple(PROMISES), n_tokens: int = N_TOKENS) -> None:
     """Ask ``promises`` of one kind at one place; raises as ``check`` does.
 
     What another kind of the model declares as broken is not asked.
@@ -109,23 +112,25 @@ def check_subject(subject: Specimen, promises: Iterable[str] = tuple(PROMISES)) 
     excused = subject.excused
     for name in promises:
         if name in subject.breaks:
-            _must_break(name, subject)
+            _must_break(name, subject, n_tokens)
         elif not (name in excused or ("prefix_consistent" in excused and name in REST_ON_PREFIXES)):
-            _must_keep(name, subject)
+            _must_keep(name, subject, n_tokens)
 
 
-def _must_keep(name: str, subject: Specimen) -> None:
-    fault = _fault(name, subject, N_TOKENS)
+def _must_keep(name: str, subject: Specimen, n_tokens: int) -> None:
+    fault = _fault(name, subject, n_tokens)
+    if fault is None and name == "causal" and n_tokens < LONG:
+        fault = _fault(name, subject, LONG)
     if fault is None:
         return
     if name not in DEPEND_ON_LENGTH:
         raise fault
-    smaller = (_fault(name, subject, n) for n in range(2, N_TOKENS))
+    smaller = (_fault(name, subject, n) for n in range(2, n_tokens))
     raise next((f for f in smaller if f is not None), fault)
 
 
-def _must_break(name: str, subject: Specimen) -> None:
-    if _fault(name, subject, N_TOKENS) is None:
+def _must_break(name: str, subject: Specimen, n_tokens: int) -> None:
+    if _fault(name, subject, n_tokens) is None:
         why = subject.breaks[name]
         raise BrokenPromise(name, subject, f"declared as broken ({why}), but it is kept; remove the declaration")
 
