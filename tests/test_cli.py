@@ -74,12 +74,17 @@ def test_a_recipe_alone_runs_its_grid_and_prints_the_table(tmp_path: Path) -> No
         "relu2",
         "bits/byte",
         f"{stored['relu2']['bits_per_byte']:.4f}",
-        "model.layer.ffn.kind: swiglu -> relu2",
+        "model.layer.ffn: swiglu -> relu2",
     ):
         assert (
             said in first.output
             and said.replace(" -> ", r" -\> ").replace("_", r"\_") in (out / "table.md").read_text()
         )
+    trials = list(csv.DictReader((out / "results.csv").open()))
+    assert [float(row["bits_per_byte"]) for row in trials] == [
+        s["bits_per_byte"] for s in (stored["swiglu"], stored["relu2"])
+    ]
+    assert {row["plan.hash"] for row in trials} == {row["plan"] for row in rows} == {stored["relu2"]["plan"]["hash"]}
     second = call("run", recipe)
     assert second.exit_code == 0 and second.output.count("(stored)") == 2
     assert list(csv.DictReader((out / "table.csv").open())) == rows
@@ -310,7 +315,7 @@ def test_a_package_with_an_entry_point_is_listed_and_trains(tmp_path: Path, gues
     assert guest in listed and "The mean of everything so far" in listed and "a temporary package" in listed
     ended = call(write(tmp_path, f"[grid]\n'model.layer.attention' = ['gqa', '{guest}']\n"))
     assert ended.exit_code == 0, ended.output
-    assert f"model.layer.attention.kind: gqa -> {guest}" in ended.output
+    assert f"model.layer.attention: gqa -> {guest}" in ended.output
 
 
 def test_a_package_that_does_not_import_is_named(tmp_path: Path, guest: str) -> None:

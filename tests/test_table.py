@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
+import statistics
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faults import planted
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from zoo.core.tables import tabulate
 from zoo.cost import Cost
 from zoo.report import table
 from zoo.report.live import LiveView, PlainView
@@ -19,9 +24,19 @@ from zoo.report.terminal import print_table
 from zoo.report.units import duration, scaled
 from zoo.resolve import loads
 from zoo.result import Progress, Result
+from zoo.scoring.plain import Plain
+from zoo.scoring.plan import Plan, plan_of
 from zoo.trials.check import Forecast
 from zoo.trials.grid import Arm, trial_recipe
 from zoo.trials.run import Outcome, Trial
+from zoo.trials.statistics import BETTER, ONE_SEED, UNRESOLVED, compare
+
+
+def plan(text: str = "abc", n_bytes: int = 1000, tokens: str = "t", toml: str = "") -> Plan:
+    recipe = loads(toml)
+    told = SimpleNamespace(valid_text=text, valid_bytes=n_bytes, tokenizer=SimpleNamespace(fingerprint=lambda: tokens))
+    return plan_of(recipe.evaluate.scorer, recipe.model.context, told)
+
 
 COST = Cost(1_234_567, {}, {}, 234_567, 9.5e6, 10)
 
@@ -30,7 +45,7 @@ def outcome(name: str, bits: float | None, seed: int = 0, status: str = "done", 
     recipe = loads(f"variant = {name!r}\n{toml}")
     arm = Arm(name, recipe)
     trial = Trial(arm, trial_recipe(arm, seed), Forecast(COST, 10, 64, frozenset(), ()), f"{name}{seed}")
-    facts = {"corpus": "abc", "valid_bytes": "1000", **more.pop("facts", {})}
+    more = {"plan": plan(toml=toml), **more}
     result = Result(
         status=status,
         name="r",
@@ -41,7 +56,6 @@ def outcome(name: str, bits: float | None, seed: int = 0, status: str = "done", 
         parameters=COST.parameters,
         active_parameters=COST.active_parameters,
         flops_per_token=COST.flops_per_token,
-        facts=facts,
         **more,
     )
     return Outcome(trial, result, fresh=True, stale=False)
@@ -87,11 +101,12 @@ def test_what_failed_stays_with_its_reason() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        outcome("other", 1.0, facts={"corpus": "xyz"}),
-        outcome("other", 1.0, facts={"valid_bytes": "999"}),
+        outcome("other", 1.0, plan=plan("xyz")),
+        outcome("other", 1.0, plan=plan(n_bytes=999)),
         outcome("other", 1.0, toml="[model]\ncontext = 64"),
+        outcome("other", 1.0, plan=None),
     ],
-    ids=["corpus", "bytes", "context"],
+    ids=["text", "bytes", "context", "unknown"],
 )
 def test_rows_of_different_text_or_plan_are_never_ranked_together(other: Outcome) -> None:
     found = rows(outcome("base", 2.0), other)
@@ -100,9 +115,15 @@ def test_rows_of_different_text_or_plan_are_never_ranked_together(other: Outcome
     assert text.count("Comparable among themselves only") == 2 and text.count("| variant |") == 2
 
 
-def test_another_tokenizer_on_the_same_text_is_comparable_in_bits_per_byte() -> None:
-    found = rows(outcome("base", 2.0, facts={"data": "1"}), outcome("other", 1.0, facts={"data": "2"}))
-    assert found[1].difference == -1.0
+def test_another_tokenizer_on_the_same_text_is_ranked_by_bits_per_byte_and_never_by_nats() -> None:
+    found = rows(outcome("base", 2.0), outcome("other", 1.25, plan=plan(tokens="u")), outcome("same", 1.5))
+    assert [row.difference for row in found] == [None, -0.75, -0.5] and len({row.plan for row in found}) == 1
+    text = table.markdown(found, "t", {})
+    _, _, base, other, same = (line.split(" | ") for line in text.splitlines() if line.startswith("|"))
+    assert [line[7] for line in (base, other, same)] == ["2.0000", "", "1.5000"]  # valid loss
+    assert [line[8] for line in (base, other, same)] == ["2.0000", "1.2500", "1.5000"]  # bits per byte
+    assert table.OTHER_TOKENS in text and table.OTHER_TOKENS in table.remarks(found)
+    assert table.OTHER_TOKENS not in table.markdown(rows(outcome("base", 2.0), outcome("other", 1.0)), "t", {})
 
 
 def test_a_baseline_that_was_not_trained_gives_no_differences_and_still_says_what_differs() -> None:
@@ -114,7 +135,9 @@ def test_a_baseline_that_was_not_trained_gives_no_differences_and_still_says_wha
 def test_notes_are_repeated_once() -> None:
     notes = ("partial RoPE means something else here",)
     found = rows(outcome("base", 2.0, 0, notes=notes), outcome("base", 2.0, 1, notes=notes))
-    assert found[0].notes == notes
+    assert found[0].notes == notes and notes[0] in table.remarks(found)[0]
+    both = rows(outcome("base", 2.0, notes=notes), outcome("other", 2.0, notes=notes))
+    assert table.markdown(both, "t", {}).count(notes[0]) == 1 and "".join(table.remarks(both)).count(notes[0]) == 1
     stale = outcome("base", 2.0)._replace(stale=True)
     assert any("stale" in note for note in rows(stale)[0].notes)
 
@@ -133,23 +156,24 @@ def test_markdown_shows_any_name_as_text(name: str) -> None:
     text = table.markdown(rows(outcome("base", 2.0), outcome(f"x{name}x", 1.0)), "t", {name: name})
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 4
-    assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines} == {13}  # the edges of 12 columns
+    assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines} == {14}  # the edges of 13 columns
     assert not re.search(r"(?<!\\)<", text)
 
 
 @given(
-    st.integers(40, 200), st.lists(st.floats(0, 1e13), min_size=1, max_size=8), st.text("ab c", min_size=1, max_size=60)
+    st.integers(60, 200), st.lists(st.floats(0, 1e13), min_size=1, max_size=8), st.text("ab c", min_size=1, max_size=60)
 )
 def test_no_terminal_cuts_a_number(width: int, values: list[float], name: str) -> None:
     screen = io.StringIO()
     console = Console(file=screen, width=width, force_terminal=True, color_system=None)
-    row = {"name": name, **{f"column {i}": f"{value:,.4f}" for i, value in enumerate(values)}}
+    row = {"variant": name, **{f"column {i}": f"{value:,.4f}" for i, value in enumerate(values)}}
+    row["verdict"] = "not resolved"
     spare = [f"column {i}" for i in range(1, len(values))]
     print_table(console, "title", [row], spare)
     shown = screen.getvalue()
     missing = re.search(r"no room for: (.*)\)", " ".join(shown.split()))
     absent = missing[1].split(", ") if missing else []
-    assert "column 0" not in absent and "…" not in shown
+    assert "column 0" not in absent and "…" not in shown and "verdict" in shown
     for column, cell in list(row.items())[1:]:
         assert (cell in shown) != (column in absent) or list(row.values()).count(cell) > 1
 
@@ -159,7 +183,105 @@ def test_the_terminal_says_what_the_table_has_no_room_for() -> None:
     found = rows(outcome("base", 2.0), outcome("other [bold]", 1.0, toml="[model]\ndim = 64"))
     table.print_rows(Console(file=screen), found, "title")
     assert "other [bold]" in screen.getvalue() and "-1.0000" in screen.getvalue() and "1.23 M" in screen.getvalue()
-    assert table.remarks(found) == ["other [bold]: model.dim: 128 -> 64"]
+    assert table.remarks(found)[0] == "other [bold]: model.dim: 128 -> 64" and "--seeds 5" in table.remarks(found)[1]
+
+
+# -- statistics in the table ------------------------------------------------------------------------------------------
+
+
+def seeded(name: str, start: float, steps: list[float], toml: str = "") -> list[Outcome]:
+    return [outcome(name, start + step, seed, toml=toml) for seed, step in enumerate(steps)]
+
+
+NOISE = [0.00, 0.05, -0.04, 0.02, 0.03, -0.01, 0.01, -0.03]
+SEEDS = [
+    *seeded("base", 2.0, NOISE),
+    *seeded("good", 1.9, [n + 0.01 * (-1) ** i for i, n in enumerate(NOISE)], "[model]\ndim = 64"),
+    *seeded("same", 2.0, NOISE[::-1]),
+    *seeded("brief", 2.1, NOISE[:1]),
+]
+
+
+def test_rows_carry_what_the_differences_say() -> None:
+    base, good, same, brief = rows(*SEEDS)
+    assert [row.verdict for row in (base, good, same, brief)] == ["baseline", BETTER, UNRESOLVED, ONE_SEED]
+    alone = compare([-0.1 + 0.01 * (-1) ** i for i in range(8)])
+    assert (good.difference, good.pairs) == (pytest.approx(-0.1), 8)
+    assert (good.interval_low, good.interval_high) == pytest.approx(alone.interval)
+    assert (good.bootstrap_low, good.bootstrap_high) == pytest.approx(alone.bootstrap, abs=1e-9)
+    assert good.holm_p == pytest.approx(2 * good.p) and good.p == pytest.approx(alone.p)  # two arms have a p
+    assert (good.sd_of_differences, good.smallest_effect) == pytest.approx((alone.sd, alone.smallest))
+    assert base.difference is None and base.holm_p is None and base.pairs == 0
+
+
+def test_the_table_shows_them_and_the_noise_floor() -> None:
+    text = table.markdown(rows(*SEEDS), "t", {})
+    head = text.splitlines()[next(i for i, line in enumerate(text.splitlines()) if line.startswith("| variant"))]
+    for column in ("95% interval", "resampled", "Holm p", "smallest effect", "verdict"):
+        assert f"| {column} |" in head
+    assert "| better |" in text and "Student's t" in text
+    sd = statistics.stdev(NOISE)
+    assert f"standard deviation of {sd:.4f} bits per byte" in text
+    assert "smallest effect" not in table.markdown(rows(outcome("base", 2.0), outcome("other", 1.0)), "t", {})
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_verdict_stays_on_a_narrow_terminal(width: int) -> None:
+    screen = io.StringIO()
+    table.print_rows(Console(file=screen, width=width, force_terminal=True, color_system=None), rows(*SEEDS), "t")
+    shown = screen.getvalue()
+    assert "better" in shown and "not resolved" in shown and "-0.1000" in shown and "1.9037 ± " in shown
+    assert max(map(len, shown.splitlines())) <= width
+    assert ("-0.1089 .. -0.0911" in shown) == (width > 60)
+
+
+def test_in_a_joined_table_each_plan_has_a_baseline_of_its_own() -> None:
+    long = "[model]\ncontext = 64"
+    trials = [outcome("a", 2.0), outcome("b", 1.5), outcome("c", 1.0, toml=long), outcome("d", 1.25, toml=long)]
+    entries = [table.Entry(o.trial.arm.name, tabulate(o.trial.recipe), o.result) for o in trials]
+    assert [row.difference for row in table.rows_from(entries, None)] == [None, -0.5, None, 0.25]
+    assert [row.difference for row in table.rows_from(entries, "b")] == [0.5, None, None, None]
+
+
+@given(NAME)
+def test_json_csv_and_latex_give_back_what_was_put_in(name: str) -> None:
+    found = rows(outcome("base", 2.0), outcome(f"x{name}x", 1.0, plan=plan("xyz")))
+    plans = json.loads(table.json_text(found))
+    assert [p["rows"][0]["variant"] for p in plans] == ["base", f"x{name}x"] and plans[0]["plan"] == found[0].plan
+    read = list(csv.DictReader(io.StringIO(table.trials_csv([outcome(name, 2.0, 3).result]), newline="")))
+    assert (read[0]["variant"], read[0]["seed"], read[0]["bits_per_byte"]) == (name, "3", "2.0")
+    assert read[0]["plan.hash"] == plan().hash
+    text = table.latex(found)
+    assert text.count(r"\begin{tabular}") == 2 and not re.search(r"(?<!\\)[&%#_](?!.*tabular)", name_in(text))
+
+
+def name_in(text: str) -> str:
+    """The last row's first cell."""
+    row = next(line for line in reversed(text.splitlines()) if line.endswith(r"\\"))
+    return row[: row.index(" & 1,234")]
+
+
+@pytest.mark.parametrize("knob", ["text", "bytes", "context", "scorer"])
+def test_the_plan_is_what_was_scored_and_how(knob: str) -> None:
+    with planted():
+
+        class Other(Plain, kind="strided"):
+            """Another."""
+
+            class Config(Plain.Config):
+                stride: int = 64
+
+        strided = "evaluate.scorer = { kind = 'strided', stride = %d }"
+        changed = {
+            "text": (plan("a"), plan("b")),
+            "bytes": (plan(n_bytes=1), plan(n_bytes=2)),
+            "context": (plan(toml="model.context = 64"), plan(toml="model.context = 65")),
+            "scorer": (plan(toml=strided % 1), plan(toml=strided % 2)),
+        }
+        one, other = changed[knob]
+        assert one.hash != other.hash and one.tokens == other.tokens
+    assert plan(tokens="u").hash == plan().hash and plan(tokens="u").tokens != plan().tokens
+    assert plan(toml="evaluate.batch = 2").hash == plan().hash
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from zoo.model import Model
 from zoo.optim.slots import Average
 from zoo.recipe import Recipe
 from zoo.result import Result, Scored, notes
+from zoo.scoring.plan import plan_of
 from zoo.scoring.slots import Score, Scorer, Tell
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def result_of(
         active_parameters=cost.active_parameters,
         flops_per_token=cost.flops_per_token,
         peak_memory=loop.memory.read(),
+        plan=plan_of(recipe.evaluate.scorer, recipe.model.context, loop.prepared),
         facts=_facts(loop),
         notes=notes(recipe),
     )

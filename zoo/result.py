@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from zoo.core.part import Knobs
+from zoo.core.part import Knobs, PartConfig
 from zoo.recipe import Recipe
+from zoo.resolve import all_parts
+from zoo.scoring.plan import Plan
 
 
 class Progress(NamedTuple):
@@ -57,6 +59,7 @@ class Result(Knobs):
     active_parameters: int = 0
     flops_per_token: float = 0.0
     peak_memory: int = 0
+    plan: Plan | None = None  # how it was scored; scores of different plans are not compared
     facts: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     guards: str = ""  # "passed"; "off": trained without them; "" before there were any
@@ -68,19 +71,30 @@ Watch = Callable[[Progress], None]
 
 
 def notes(recipe: Recipe) -> tuple[str, ...]:
-    """What the chosen kinds say a reader has to know, each once."""
+    """What a reader has to know of the chosen kinds, each once: their own notes, and promises they break."""
     found: dict[str, None] = {}
-
-    def visit(value: Any) -> None:
-        if hasattr(value, "notes"):
-            found.update(dict.fromkeys(value.notes()))
-        if isinstance(value, Knobs):
-            for name in type(value).model_fields:
-                visit(getattr(value, name))
-        elif isinstance(value, tuple):
-            for item in value:
-                visit(item)
-
     for layer in recipe.model.layers():
-        visit(layer)
+        found |= _notes_in(layer)
+    for name in type(recipe.model).model_fields:
+        if name not in ("layer", "where"):  # said by the layers that came of them
+            found |= _notes_in(getattr(recipe.model, name))
+    for name in type(recipe).model_fields:
+        if name != "model":
+            found |= _notes_in(getattr(recipe, name))
+    for _, part in all_parts(recipe):
+        found |= dict.fromkeys(f"{part.kind} breaks {promise}: {why}" for promise, why in part.breaks.items())
     return tuple(found)
+
+
+def _notes_in(value: Any) -> dict[str, None]:
+    """The notes of a table and of all tables in it, in order."""
+    found: dict[str, None] = {}
+    if isinstance(value, PartConfig):
+        found |= dict.fromkeys(value.notes())
+    if isinstance(value, Knobs):
+        value = [getattr(value, name) for name in type(value).model_fields]
+    elif isinstance(value, Mapping):
+        value = list(value.values())
+    for item in value if isinstance(value, list | tuple) else ():
+        found |= _notes_in(item)
+    return found

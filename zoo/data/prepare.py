@@ -16,7 +16,7 @@ from zoo.data.cache import default_cache, entry
 from zoo.data.slots import Document, Source, Tokenizer
 from zoo.data.yardstick import xz_facts
 
-FORMAT = "1"  # change it when files of the cache change their meaning
+FORMAT = "2"  # change it when files of the cache change their meaning
 
 Progress = Callable[[str, float], None]  # what is being done, and the share of it that is done (0 where unknown)
 T = TypeVar("T")
@@ -47,6 +47,7 @@ class Prepared:
     source: Source
     train_bytes: int  # raw UTF-8 bytes of the training text, equal to what its tokens cover
     valid_bytes: int  # likewise
+    valid_text: str  # hash of the validation documents as raw text, whatever the tokenizer
     shared_bytes: int  # of valid_bytes, those in documents that are training documents too, word for word
     fingerprint: str  # hash of both streams, the bytes they cover, and the tokenizer
     facts: dict[str, str]  # what must stand beside every figure made with this text
@@ -118,7 +119,7 @@ class _Work:
     def encode(self, folder: Path) -> None:
         streams = _under("source", self.source.split)
         seen: set[bytes] = set()
-        counts: dict[str, dict[str, int]] = {}
+        counts: dict[str, dict[str, int | str]] = {}
         for part, documents, limit in zip(("train", "valid"), streams, self.limits, strict=True):
             documents = _blame_source(capped(documents, limit))
             self.say(f"encoding the {part} text", 0.0)
@@ -130,6 +131,7 @@ class _Work:
             if not writer.documents:
                 raise _nothing(part, limit)
             counts[part] = {k: getattr(writer, k) for k in ("documents", "tokens", "bytes", "shared")}
+            counts[part]["text"] = writer.text.hexdigest()
         (folder / "train.spans").unlink()  # only scores are counted per byte
         (folder / "counts.json").write_text(json.dumps({"format": FORMAT, **counts}))
 
@@ -141,6 +143,7 @@ class _Writer:
         self.tokenizer, self.part, self.files = tokenizer, part, (tokens, spans)
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.documents = self.tokens = self.bytes = self.shared = 0
+        self.text = hashlib.sha256()
 
     def add(self, document: Document, seen: set[bytes]) -> None:
         """One document; ``seen`` collects training documents, which validation documents are looked up in."""
@@ -154,6 +157,7 @@ class _Writer:
         ):
             file.write(np.concatenate([[head], values]).astype(dtype).tobytes())
         digest = hashlib.sha256(raw).digest()
+        self.text.update(digest)
         if self.part == "train":
             seen.add(digest)
         elif digest in seen:
@@ -215,6 +219,7 @@ def _open(folder: Path, source: Source, tokenizer: Tokenizer, limits: tuple[int 
         source=source,
         train_bytes=counts["train"]["bytes"],
         valid_bytes=counts["valid"]["bytes"],
+        valid_text=counts["valid"]["text"],
         shared_bytes=counts["valid"]["shared"],
         fingerprint=fingerprint,
         facts=facts,

@@ -136,6 +136,7 @@ def _write(outcomes: Sequence[Outcome], grid: Grid, root: Path) -> None:
     try:
         write_whole(root / "table.md", table.markdown(rows, grid.name, facts))
         write_whole(root / "table.csv", table.csv_text(rows))
+        write_whole(root / "results.csv", table.trials_csv(outcome.result for outcome in outcomes))
     except OSError as fault:
         raise ConfigError(f"{root}: cannot be written: {fault.strerror}") from None
 
@@ -152,7 +153,10 @@ def _print(outcomes: Sequence[Outcome], grid: Grid, root: Path, console: Console
     table.print_rows(console, rows, grid.name)
     for line in table.remarks(rows):
         _say(console, line)
-    _say(console, f"Written to {root}{os.sep}: table.md, table.csv, and a folder for each trial.")
+    _say(
+        console,
+        f"Written to {root}{os.sep}: table.md, table.csv, results.csv (a row for each trial), and a folder for each trial.",
+    )
 
 
 def list_kinds(slot: str | None, recipe: Path | None, files: Sequence[Path], console: Console) -> None:

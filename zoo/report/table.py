@@ -1,157 +1,56 @@
-"""The table of a grid: one row per arm, as Markdown, as CSV, and for the terminal.
+"""The table of a grid: one row per arm, as Markdown, CSV, JSON, LaTeX, and for the terminal.
 
-Rows that were scored on different text or by a different plan are never ranked together: they stand in groups of their own,
-and a difference to the baseline is given only within the baseline's group.
+Rows that were scored by different evaluation plans are never ranked together: they stand in groups of their own. Within a
+plan, bits per byte are compared whatever the tokenizer, nats per token only among rows of one tokenizer.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-import statistics
+import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 
-from zoo.core.tables import tabulate
-from zoo.recipe import Recipe
-from zoo.report.scores import mean_scores, score_headings
+from zoo.report.rows import BASELINE, Entry, Row, rows_from, rows_of
 from zoo.report.terminal import print_table
-from zoo.report.units import bytes_of, count, flops, scaled, significant
-from zoo.resolve import all_parts
-from zoo.trials.grid import Arm
-from zoo.trials.names import differences, spell
-from zoo.trials.run import Outcome
+from zoo.report.units import bytes_of, count, flops, probability, scaled, signed, significant, span
+from zoo.result import Result
+from zoo.trials.statistics import ONE_SEED, noise_floor
+
+__all__ = [
+    "Entry",
+    "Row",
+    "csv_text",
+    "json_text",
+    "latex",
+    "markdown",
+    "print_rows",
+    "remarks",
+    "rows_from",
+    "rows_of",
+    "trials_csv",
+]
+
+WORDS = (
+    "Losses are nats per token; bits/byte counts the raw UTF-8 bytes of the validation text. Differences to the baseline are "
+    "in bits per byte, paired by seed; negative is better. FLOPs/token are those of training."
+)
+STATISTICS = (
+    "± is the standard deviation over seeds. The interval holds the true difference in 95 cases of 100 (Student's t; by "
+    "resampling seeds beside it from 8 seeds on). p is that of a paired t test, corrected for the number of arms (Holm). The "
+    "smallest effect is the difference that as many seeds find in 80 cases of 100. The verdict is at the 5 % level."
+)
+OTHER_TOKENS = "Nats per token are left out in rows whose tokenizer is not the first row's: they count other units."
+
+OPTIONAL = ("95% interval", "resampled", "Holm p", "smallest effect", "verdict")  # shown where some row has them
 
 
-class Row(NamedTuple):
-    """One arm over its seeds. Means are over trials that are done; ``sd`` needs two of them."""
-
-    variant: str
-    parameters: int
-    active_parameters: int
-    flops_per_token: float
-    tokens_per_second: float | None
-    peak_memory: int | None
-    train_loss: float | None
-    valid_loss: float | None
-    bits_per_byte: float | None
-    sd: float | None  # of bits per byte over seeds
-    difference: float | None  # mean over the seeds that arm and baseline both have
-    seeds: int
-    done: int
-    differs: tuple[str, ...]  # ``path: baseline's value -> own``
-    status: str
-    notes: tuple[str, ...]
-    group: str  # rows of equal groups may be compared
-    scores: tuple[tuple[str, float | None], ...] = ()  # of further scorers: heading of the column, mean bits per byte
-
-
-def rows_of(outcomes: Iterable[Outcome], baseline: Arm) -> list[Row]:
-    """A row for each arm, in the order in which arms first occur.
-
-    Args:
-        outcomes: of any arms and seeds.
-        baseline: the arm that all are compared with; it need not have been trained.
-    """
-    arms: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        arms.setdefault(outcome.trial.arm.name, []).append(outcome)
-    headings = score_headings(o.result for group in arms.values() for o in group)
-    rows = [_row(group, baseline, arms.get(baseline.name, [])) for group in arms.values()]
-    own = ([o.result for o in group] for group in arms.values())
-    return [row._replace(scores=mean_scores(results, headings)) for row, results in zip(rows, own, strict=True)]
-
-
-def _row(own: Sequence[Outcome], baseline: Arm, theirs: Sequence[Outcome]) -> Row:
-    first, done = own[0], [o for o in own if o.result.status == "done"]
-    comparable = bool(theirs) and own is not theirs and group_of(first) == group_of(theirs[0])
-    recipe = theirs[0].trial.recipe if theirs else baseline.recipe
-    return Row(
-        variant=first.trial.arm.name,
-        parameters=first.result.parameters,
-        active_parameters=first.result.active_parameters,
-        flops_per_token=first.result.flops_per_token,
-        tokens_per_second=_mean(o.result.tokens_per_second for o in done),
-        peak_memory=max((o.result.peak_memory for o in done), default=None),
-        train_loss=_mean(o.result.train_loss for o in done),
-        valid_loss=_mean(o.result.valid_loss for o in done),
-        bits_per_byte=_mean(o.result.bits_per_byte for o in done),
-        sd=_sd([o.result.bits_per_byte for o in done]),
-        difference=_difference(done, theirs) if comparable else None,
-        seeds=len(own),
-        done=len(done),
-        differs=_differs(first.trial.recipe, recipe),
-        status=_status(own),
-        notes=_notes(own),
-        group=group_of(first),
-    )
-
-
-def group_of(outcome: Outcome) -> str:
-    """What must be equal for two scores to be compared: the corpus, its validation bytes, context and scorer.
-
-    Tokenizers may differ: bits per byte are counted against the same raw text.
-    """
-    recipe, facts = outcome.trial.recipe, outcome.result.facts
-    text = f"text {facts.get('corpus', facts.get('data', '?'))}, {facts.get('valid_bytes', '?')} bytes"
-    return f"{text}, context {recipe.model.context}, scorer {spell(tabulate(recipe.evaluate.scorer))}"
-
-
-def _difference(done: Sequence[Outcome], baseline: Sequence[Outcome]) -> float | None:
-    """Mean difference in bits per byte, paired by seed."""
-    theirs = {o.result.seed: o.result.bits_per_byte for o in baseline if o.result.status == "done"}
-    return _mean(
-        o.result.bits_per_byte - theirs[o.result.seed]
-        for o in done
-        if o.result.bits_per_byte is not None and theirs.get(o.result.seed) is not None
-    )
-
-
-def _differs(recipe: Recipe, baseline: Recipe) -> tuple[str, ...]:
-    changed = differences(recipe, baseline)
-    return tuple(f"{path}: {spell(a)} -> {spell(b)}" for path, (a, b) in changed.items() if path != "train.seed")
-
-
-def _status(own: Sequence[Outcome]) -> str:
-    """``done``, or how many are and why the others are not."""
-    faults = [o for o in own if o.result.status != "done"]
-    if not faults:
-        return "done"
-    seed = len(own) > 1
-    said = [f"{o.result.status}{f' (seed {o.result.seed})' if seed else ''}: {o.result.reason}" for o in faults]
-    return "; ".join([*([f"{len(own) - len(faults)} of {len(own)} done"] if seed else []), *said])
-
-
-def _notes(own: Sequence[Outcome]) -> tuple[str, ...]:
-    arm, forecast = own[0].trial.arm, own[0].trial.forecast
-    recipe = own[0].trial.recipe
-    found = [flag for o in own for flag in o.result.flags] + [note for o in own for note in o.result.notes]
-    found += ["trained without guards (--no-guards)" for o in own if o.result.guards == "off"]
-    found += [
-        f"{part.kind} breaks {promise}: {why}" for _, part in all_parts(recipe) for promise, why in part.breaks.items()
-    ]
-    found += [*arm.notes, *(f"the same recipe as {name!r}" for name in arm.also)]
-    found += [f"optim.{role} is not used: no such parameters" for role in forecast.unused]
-    found += ["stale: trained by other source code; --refresh trains it again" for o in own if o.stale]
-    return tuple(dict.fromkeys(found))
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return math.fsum(known) / len(known) if known else None
-
-
-def _sd(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return statistics.stdev(known) if len(known) > 1 else None
-
-
-def _cells(row: Row) -> dict[str, str]:
-    """A row in words for people."""
-    bits = significant(row.bits_per_byte)
+def _cells(row: Row, tokens: str) -> dict[str, str]:
+    """A row in words for people; ``tokens`` is the tokenizer whose nats are shown."""
+    bits, comparable = significant(row.bits_per_byte), row.tokens == tokens
     return {
         "variant": row.variant,
         "parameters": f"{row.parameters:,}",
@@ -159,40 +58,74 @@ def _cells(row: Row) -> dict[str, str]:
         "FLOPs/token": flops(row.flops_per_token),
         "tokens/s": count(row.tokens_per_second),
         "peak memory": bytes_of(row.peak_memory),
-        "train loss": significant(row.train_loss),
-        "valid loss": significant(row.valid_loss),
+        "train loss": significant(row.train_loss) if comparable else "",
+        "valid loss": significant(row.valid_loss) if comparable else "",
         "bits/byte": bits if row.sd is None else f"{bits} ± {significant(row.sd)}",
-        "difference": "" if row.difference is None else f"{row.difference:+.4f}",
+        "difference": signed(row.difference),
         **{heading: significant(value) for heading, value in row.scores},
-        "differs in": "; ".join(row.differs),
-        "status": "; ".join([row.status, *row.notes]),
+        "95% interval": span(row.interval_low, row.interval_high),
+        "resampled": span(row.bootstrap_low, row.bootstrap_high),
+        "Holm p": probability(row.holm_p),
+        "smallest effect": significant(row.smallest_effect),
+        "verdict": row.verdict,
+        "differs in": "; ".join(row.changes),
+        "status": row.status,
     }
 
 
-def _grouped(rows: Sequence[Row]) -> list[list[Row]]:
+def _tables(rows: Sequence[Row]) -> list[tuple[list[Row], list[dict[str, str]]]]:
+    """Groups of rows of one plan, each with its cells; columns of statistics that no row has are left out."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    return list(groups.values())
+        groups.setdefault(row.plan, []).append(row)
+    tables = []
+    for group in groups.values():
+        cells = [_cells(row, group[0].tokens) for row in group]
+        empty = {name for name in OPTIONAL if all(cell[name] in ("", BASELINE) for cell in cells)}
+        tables.append((group, [{k: v for k, v in cell.items() if k not in empty} for cell in cells]))
+    return tables
 
 
-WORDS = (
-    "Losses are nats per token; bits/byte counts the raw UTF-8 bytes of the validation text. Differences to the baseline are "
-    "in bits per byte, paired by seed; negative is better. FLOPs/token are those of training."
-)
+def shared_notes(rows: Sequence[Row]) -> list[str]:
+    """The notes that all rows have, which are said once; none where there is but one row."""
+    return [note for note in rows[0].notes if all(note in row.notes for row in rows)] if len(rows) > 1 else []
+
+
+def sayings(rows: Sequence[Row]) -> list[str]:
+    """What is to be said of one plan's rows as a whole: notes of all arms, the noise floor, other tokenizers."""
+    lines = [f"All arms: {'; '.join(shared)}"] if (shared := shared_notes(rows)) else []
+    for row in rows:
+        noise = noise_floor(row.sd, row.done) if row.verdict == BASELINE else None
+        if noise is not None:
+            lines.append(
+                f"Noise floor: {row.variant} over its {noise.seeds} seeds has a standard deviation of {noise.sd:.4f} bits per "
+                f"byte; two runs of it with other seeds differ by less than {noise.apart:.4f} in 95 cases of 100."
+            )
+    if any(row.tokens != rows[0].tokens for row in rows):
+        lines.append(OTHER_TOKENS)
+    return lines
+
+
+def _own_notes(row: Row, shared: Sequence[str]) -> list[str]:
+    return [note for note in row.notes if note not in shared]
 
 
 def markdown(rows: Sequence[Row], title: str, facts: dict[str, str]) -> str:
     """``table.md``: a table for each group of comparable rows, and the facts that stand beside every figure."""
     lines = [f"# {escaped(title)}", "", WORDS, ""]
-    groups = _grouped(rows)
-    for group in groups:
-        if len(groups) > 1:
+    lines += [STATISTICS, ""] if any(row.holm_p is not None for row in rows) else []
+    tables = _tables(rows)
+    for group, cells in tables:
+        if len(tables) > 1:
             lines += [f"Comparable among themselves only: {group[0].group}", ""]
-        cells = [_cells(row) for row in group]
+        shared = shared_notes(group)
+        for row, cell in zip(group, cells, strict=True):
+            cell["status"] = "; ".join([row.status, *_own_notes(row, shared)])
         lines += ["| " + " | ".join(cells[0]) + " |", "|" + " --- |" * len(cells[0])]
         lines += ["| " + " | ".join(escaped(cell) for cell in row.values()) + " |" for row in cells]
-        lines.append("")
+        lines += ["", *(line for said in sayings(group) for line in (escaped(said), ""))]
+    if len(tables) == 1:
+        facts = {"plan": rows[0].group, **facts}
     lines += [f"- {escaped(name)}: {escaped(value)}" for name, value in sorted(facts.items())]
     return "\n".join(lines) + "\n"
 
@@ -206,40 +139,113 @@ def escaped(text: str) -> str:
 
 def csv_text(rows: Sequence[Row]) -> str:
     """``table.csv``: the same rows with every digit."""
+    headings = [heading for heading, _ in rows[0].scores] if rows else []
+    cells = ([*map(_plain, row[:-1]), *(_plain(value) for _, value in row.scores)] for row in rows)
+    return _csv([*Row._fields[:-1], *headings], cells)
+
+
+def trials_csv(results: Iterable[Result]) -> str:
+    """``results.csv``: a row for each trial, every field of its result and every fact, readable without the zoo."""
+    tables = []
+    for result in results:
+        table = {k: v for k, v in result.model_dump(mode="json").items() if not isinstance(v, dict)}
+        nested = {"plan": result.plan.model_dump(mode="json") if result.plan else {}, "facts": result.facts}
+        table |= {f"{name}.{key}": value for name, inner in nested.items() for key, value in inner.items()}
+        table |= {f"scores.{label}.bits_per_byte": score.bits_per_byte for label, score in result.scores.items()}
+        tables.append(table)
+    names = dict.fromkeys(name for table in tables for name in table if name != "plan")
+    return _csv(names, ([_plain(table.get(name)) for name in names] for table in tables))
+
+
+def _csv(names: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
-    writer.writerow([*Row._fields[:-1], *(heading for heading, _ in rows[0].scores)] if rows else Row._fields[:-1])
-    writer.writerows([*map(_plain, row[:-1]), *(_plain(value) for _, value in row.scores)] for row in rows)
+    writer.writerow(names)
+    writer.writerows(rows)
     return written.getvalue()
 
 
 def _plain(value: Any) -> Any:
-    return "; ".join(value) if isinstance(value, tuple) else "" if value is None else value
+    if isinstance(value, tuple | list):
+        return "; ".join(value)
+    return "" if value is None else json.dumps(value) if isinstance(value, dict) else value
 
 
-SPARE = ("active", "FLOPs/token", "peak memory", "train loss", "tokens/s", "parameters")  # left out first to last
+def json_text(rows: Sequence[Row]) -> str:
+    """The rows by evaluation plan, with every digit."""
+    plans = [
+        {"plan": group[0].plan, "described": group[0].group, "rows": [row._asdict() for row in group]}
+        for group, _ in _tables(rows)
+    ]
+    return json.dumps(plans, indent=2, allow_nan=False) + "\n"
+
+
+PRINTED = ("variant", "parameters", "FLOPs/token", "bits/byte", "difference", *OPTIONAL)  # columns of a paper's table
+
+
+def latex(rows: Sequence[Row]) -> str:
+    """A ``tabular`` for each plan; wants the package booktabs."""
+    lines = []
+    for group, cells in _tables(rows):
+        names = [name for name in PRINTED if name in cells[0]]
+        lines += [
+            f"% {' '.join(group[0].group.split())}",
+            rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}",
+            r"\toprule",
+        ]
+        lines += [" & ".join(map(_tex, names)) + r" \\", r"\midrule"]
+        lines += [" & ".join(_tex(row[name]) for name in names) + r" \\" for row in cells]
+        lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
+def _tex(text: str) -> str:
+    """Text that LaTeX shows as it is."""
+    return "".join(TEX.get(mark) or (rf"\{mark}" if mark in "&%$#_{}" else mark) for mark in " ".join(text.split()))
+
+
+SPARE = ("active", "FLOPs/token", "peak memory", "train loss", "resampled", "tokens/s", "valid loss", "parameters")
+SPARE += ("Holm p", "smallest effect", "95% interval")  # left out where there is no room, first to last
 
 
 def print_rows(console: Console, rows: Sequence[Row], title: str) -> None:
     """A table for each group of comparable rows, with numbers in short; then what there is to say of each row."""
-    groups = _grouped(rows)
-    for group in groups:
-        heading = title if len(groups) == 1 else f"{title} ({group[0].group})"
-        cells = [_short(row) for row in group]
+    tables = _tables(rows)
+    for group, cells in tables:
+        heading = title if len(tables) == 1 else f"{title} ({group[0].group})"
         styles = [None if row.status == "done" else "yellow" for row in group]
-        print_table(console, heading, cells, SPARE, styles)
+        spare = [name for name in SPARE if name in cells[0]]
+        short = [_short(row, cell) for row, cell in zip(group, cells, strict=True)]
+        print_table(console, heading, short, spare, styles)
 
 
-def _short(row: Row) -> dict[str, str]:
+def _short(row: Row, cells: dict[str, str]) -> dict[str, str]:
     """A row for the terminal; differences and notes are said below the table."""
-    cells = {name: cell for name, cell in _cells(row).items() if name not in ("differs in", "status")}
+    cells = {name: cell for name, cell in cells.items() if name not in ("differs in", "status")}
+    if cells.get("verdict") == ONE_SEED:
+        cells["verdict"] = "one seed"
     return cells | {"parameters": scaled(row.parameters), "active": scaled(row.active_parameters)}
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """What the terminal says below the table: faults, notes, and in which knobs each arm differs."""
+    """What the terminal says below the table: faults, notes and differences of each arm, then what all arms share."""
     lines = []
-    for row in rows:
-        said = [*([] if row.status == "done" else [row.status]), *row.differs, *row.notes]
-        lines += [f"{row.variant}: {'; '.join(said)}"] if said else []
+    for group, _ in _tables(rows):
+        shared = shared_notes(group)
+        for row in group:
+            said = [*([] if row.status == "done" else [row.status]), *row.changes, *_own_notes(row, shared)]
+            lines += [f"{row.variant}: {'; '.join(said)}"] if said else []
+        lines += sayings(group)
+    if any(row.verdict == ONE_SEED for row in rows):
+        lines.append("One seed gives no verdict: --seeds 5 says how large a difference has to be to be believed.")
     return lines

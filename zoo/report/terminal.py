@@ -43,8 +43,11 @@ def print_table(
 def _table(title: str, rows: Rows, columns: Sequence[str], styles: Sequence[str | None]) -> Table:
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, name in enumerate(columns):
-        heading = name.replace(" ", "\n")
-        table.add_column(heading, justify="right" if i else "left", min_width=_width(rows, name), overflow="fold")
+        heading, least = name.replace(" ", "\n"), _width(rows, name)
+        if i:
+            table.add_column(heading, justify="right", min_width=least, overflow="fold", no_wrap=True)
+        else:  # the only one that gives way
+            table.add_column(heading, justify="left", min_width=least, overflow="fold")
     for i, row in enumerate(rows):
         table.add_row(*(Text(row[name]) for name in columns), style=styles[i] if styles else None)
     return table
@@ -54,7 +57,7 @@ def _width(rows: Rows, column: str) -> int:
     """The least width of a column: names may be wrapped, and headings between words, but no number."""
     longest = max(len(row[column]) for row in rows)
     if column == next(iter(rows[0])):
-        return min(NAME_WIDTH, longest)
+        longest = min(NAME_WIDTH, longest)
     return max(longest, *map(len, column.split()))
 
 

@@ -32,6 +32,21 @@ def significant(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def signed(value: float | None) -> str:
+    """A difference of scores with its sign, to four decimals; nothing for None."""
+    return "" if value is None else f"{value:+.4f}"
+
+
+def span(low: float | None, high: float | None) -> str:
+    """An interval of differences; nothing for None."""
+    return "" if low is None else f"{signed(low)} .. {signed(high)}"
+
+
+def probability(value: float | None) -> str:
+    """A p-value to four decimals, or that it is smaller than that; nothing for None."""
+    return "" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
 def duration(seconds: float) -> str:
     """``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)

@@ -63,23 +63,68 @@ def _full(value: Any, others: list[Any]) -> str:
     return f"{name}({inner})" if inner else name
 
 
-def differences(recipe: Recipe, baseline: Recipe) -> dict[str, tuple[Any, Any]]:
+Table = Mapping[str, Any]  # a recipe as plain tables, as tabulate and recipe.toml give it
+
+
+def differences(recipe: Recipe | Table, baseline: Recipe | Table) -> dict[str, tuple[Any, Any]]:
     """Every knob in which a recipe differs: dotted path -> (the baseline's value, its own); None where it has no such knob."""
     found = dict(_differ(tabulate(baseline), tabulate(recipe), ""))
     return {path: pair for path, pair in found.items() if path not in ("name", "variant")}
 
 
-def _differ(theirs: Any, ours: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def changes(recipe: Recipe | Table, baseline: Recipe | Table) -> dict[str, tuple[str, str]]:
+    """The same in short: a swap of kind is one entry, with those knobs of the new kind that nobody could guess.
+
+    They are the ones that both kinds have and that changed, and those that only the new kind has and that are not its
+    defaults. The old kind's own knobs are gone with it.
+    """
+    found = _differ(tabulate(baseline), tabulate(recipe), "", swaps=True)
+    return {path: _shortly(*pair) for path, pair in found if path not in ("name", "variant")}
+
+
+def _differ(theirs: Any, ours: Any, path: str, swaps: bool = False) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """The leaves in which two tables differ; with ``swaps`` a part of another kind is a leaf."""
     if theirs == ours:
         return
-    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping) and not (swaps and _swapped(theirs, ours)):
         for key in (*theirs, *(k for k in ours if k not in theirs)):
-            yield from _differ(theirs.get(key), ours.get(key), f"{path}.{key}" if path else key)
+            yield from _differ(theirs.get(key), ours.get(key), f"{path}.{key}" if path else key, swaps)
     elif _kinds(theirs) is not None and _kinds(theirs) == _kinds(ours):
         for i, (a, b) in enumerate(zip(theirs, ours, strict=True)):
-            yield from _differ(a, b, f"{path}[{i}]")
+            yield from _differ(a, b, f"{path}[{i}]", swaps)
     else:
         yield path, (theirs, ours)
+
+
+def _swapped(theirs: Table, ours: Table) -> bool:
+    return "kind" in theirs and "kind" in ours and theirs["kind"] != ours["kind"]
+
+
+def _shortly(theirs: Any, ours: Any) -> tuple[str, str]:
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping) and _swapped(theirs, ours):
+        usual = _defaults(ours)
+        telling = {k: v for k, v in ours.items() if (v != theirs[k] if k in theirs else usual.get(k, v) != v)}
+        return theirs["kind"], spell({"kind": ours["kind"], **{k: _bare(v) for k, v in telling.items() if k != "kind"}})
+    return spell(_bare(theirs)), spell(_bare(ours))
+
+
+def _bare(value: Any) -> Any:
+    """A table without the knobs that are its kind's defaults, all the way down."""
+    if isinstance(value, Mapping):
+        usual = _defaults(value)
+        return {k: _bare(v) for k, v in value.items() if k == "kind" or k not in usual or usual[k] != v}
+    return [_bare(item) for item in value] if isinstance(value, list) else value
+
+
+def _defaults(table: Table) -> Table:
+    """The default knobs of the kind that a table names, None as "none"; empty for a kind that nobody has registered."""
+    for slot in Part.slots.values():
+        part = slot.kinds.get(table.get("kind", ""))
+        if part is not None and table.keys() - {"kind"} <= part.Config.model_fields.keys():
+            fields = part.Config.model_fields.items()
+            usual = {k: info.get_default(call_default_factory=True) for k, info in fields if not info.is_required()}
+            return {k: "none" if v is None else tabulate(v) for k, v in usual.items()}
+    return {}
 
 
 def _kinds(value: Any) -> list[Any] | None:

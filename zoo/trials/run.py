@@ -17,7 +17,8 @@ from zoo.core.part import ConfigError
 from zoo.data.prepare import Prepared, prepare
 from zoo.judge import check_scorers
 from zoo.recipe import Recipe
-from zoo.result import Progress, Result
+from zoo.result import Progress, Result, notes
+from zoo.scoring.plan import plan_of
 from zoo.train import train
 from zoo.trials.address import address, code_hash
 from zoo.trials.check import Forecast, check, locate
@@ -237,5 +238,7 @@ def _failed(trial: Trial, prepared: Prepared, fault: Exception) -> Result:
         parameters=cost.parameters,
         active_parameters=cost.active_parameters,
         flops_per_token=cost.flops_per_token,
+        plan=plan_of(trial.recipe.evaluate.scorer, trial.recipe.model.context, prepared),
         facts=dict(prepared.facts),
+        notes=notes(trial.recipe),
     )
