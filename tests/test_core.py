@@ -36,6 +36,9 @@ FLOORS |= {
     "resolve": 3,
     "result": 4,
     "judge": 4,
+    "resume": 4,
+    "fallback": 4,
+    "budget": 4,
     "train": 4,
     "guards": 4,
 }

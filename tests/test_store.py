@@ -21,6 +21,7 @@ from zoo.recipe import Recipe, dumps
 from zoo.resolve import loads
 from zoo.result import Result
 from zoo.trials import run as executor
+from zoo.trials.address import address
 from zoo.trials.grid import plan
 from zoo.trials.run import Outcome, Ready, make_ready, run
 from zoo.trials.store import Store, slug, write_whole
@@ -74,7 +75,7 @@ def go(folder: Path, ready: Ready, store: Store, refresh: bool = False) -> tuple
 GRID = "[grid]\n'model.layer.ffn' = ['swiglu', 'relu2']\nseeds = 2\n"
 
 
-def train_nothing(recipe: Recipe, prepared: object, folder: Path, watch: object) -> Result:
+def train_nothing(recipe: Recipe, *_: object) -> Result:
     """A stand-in for training."""
     return fake_result(recipe)
 
@@ -140,7 +141,7 @@ def test_a_renamed_arm_is_found_under_its_new_name(tmp_path: Path, no_training: 
 def fail(arms: dict[str, Callable[[Recipe], Result]]) -> Callable[..., Result]:
     """A stand-in for training that does what the table says for some arms."""
 
-    def train(recipe: Recipe, prepared: object, folder: Path, watch: object) -> Result:
+    def train(recipe: Recipe, *_: object) -> Result:
         return arms.get(recipe.variant, fake_result)(recipe)
 
     return train
@@ -270,14 +271,57 @@ def test_a_damaged_result_counts_as_none(tmp_path: Path) -> None:
     assert store.find(ADDRESS) is None
 
 
-def test_what_a_dead_process_left_is_swept_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
-    dead = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
-    )
-    for pid in (int(dead.stdout), os.getppid()):
-        (tmp_path / f".arm-seed0-{ADDRESS}.{pid}").mkdir()
-    Store(tmp_path).sweep()
-    assert [p.name for p in tmp_path.iterdir()] == [f".arm-seed0-{ADDRESS}.{os.getppid()}"]
+def hidden(root: Path, name: str, checkpoint: bool = False) -> Path:
+    folder = root / f".{name}-seed0-{ADDRESS}.draft"
+    (folder / "resume").mkdir(parents=True)
+    (folder / "resume" / ("step_00000003.safetensors" if checkpoint else "step_00000003.safetensors.partial")).touch()
+    return folder
+
+
+def test_what_nobody_can_go_on_with_is_swept_and_what_a_living_process_has_is_not(tmp_path: Path) -> None:
+    held, kept, swept = hidden(tmp_path, "held"), hidden(tmp_path, "kept", checkpoint=True), hidden(tmp_path, "swept")
+    code = "import sys, time; from pathlib import Path; from zoo.trials.lock import Lock; lock = Lock.of(Path(sys.argv[1]));"
+    code += "print(lock is not None, flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, str(held)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "True\n"
+        Store(tmp_path).sweep()
+        assert {p.name for p in tmp_path.iterdir()} == {held.name, kept.name} and not swept.exists()
+        holder.kill()
+    Store(tmp_path).sweep()  # a lock ends with its process, however that ends
+    assert {p.name for p in tmp_path.iterdir()} == {kept.name}
+
+
+def test_a_half_done_trial_is_taken_up_under_any_name_but_not_with_other_source(tmp_path: Path) -> None:
+    store, recipe = Store(tmp_path), loads("")
+    renamed = recipe.model_copy(update={"variant": "renamed"})
+    for opened, code, goes_on in ((recipe, "a", False), (renamed, "a", True), (renamed, "b", False)):
+        with store.opened(opened, ADDRESS, tmp_path, code) as draft:
+            assert (draft.folder / "resume").exists() == goes_on
+            (draft.folder / "resume").mkdir(exist_ok=True)
+            (draft.folder / "resume" / "step_00000003.safetensors").touch()
+        assert [p.name for p in tmp_path.iterdir()] == [f".{store.folder(opened, ADDRESS).name}.{code}"]
+
+
+def test_two_that_open_one_trial_at_once_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.trials.store.PATIENCE", 0.2)
+    store, recipe = Store(tmp_path), loads("")
+    with store.opened(recipe, ADDRESS, tmp_path) as one, store.opened(recipe, ADDRESS, tmp_path) as other:
+        assert one.folder != other.folder
+        for draft in (one, other):
+            draft.commit(fake_result(recipe))
+    assert [p.name for p in tmp_path.iterdir()] == [store.folder(recipe, ADDRESS).name]
+
+
+def test_a_failed_trial_keeps_its_checkpoints_and_a_finished_one_does_not(tmp_path: Path) -> None:
+    store, recipe = Store(tmp_path), loads("")
+    for status, found in (("failed", False), ("failed", True), ("done", True), ("done", False)):
+        with store.opened(recipe, ADDRESS, tmp_path) as draft:
+            assert (draft.folder / "resume").exists() == found and not (draft.folder / "result.json").exists()
+            (draft.folder / "resume").mkdir(exist_ok=True)
+            (draft.folder / "resume" / "step_00000003.safetensors").touch()
+            draft.commit(fake_result(recipe, status))
+        assert [p.name for p in tmp_path.iterdir()] == [store.folder(recipe, ADDRESS).name]
+        assert (store.folder(recipe, ADDRESS) / "resume").exists() == (status == "failed")
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -363,3 +407,12 @@ def test_a_stored_recipe_says_everything(tmp_path: Path) -> None:
         text = (draft.folder / "recipe.toml").read_text()
     assert text == dumps(recipe.model_copy(update={"base": ".."}))
     assert SimpleNamespace(**tomllib.loads(text)["model"]).dim == 8
+
+
+def test_when_checkpoints_are_written_is_no_part_of_the_address(tmp_path: Path) -> None:
+    text = "[train]\nsteps = 3\n{}"
+    one, other, longer = (
+        address(loads(text.format(more)), "data", tmp_path)
+        for more in ("", "checkpoint_every = 1\ncheckpoint_minutes = 'none'\n", "batch = 9\n")
+    )
+    assert one == other != longer

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -71,11 +72,17 @@ def variants() -> str:
 
 
 def worker_of(out: Path, parent: subprocess.Popen[str]) -> int:
-    """The process that trains "long", known by the number in its hidden folder, once it has logged a step."""
+    """The process that trains "long", once it has logged a step: the one that has its log open."""
     for _ in range(600):
-        for log in out.glob(".long-seed0-*/log.jsonl"):
-            if log.read_text():
-                return int(log.parent.name.rpartition(".")[2])
+        for handle in Path("/proc").glob("[0-9]*/fd/*"):
+            with suppress(OSError):
+                target = Path(os.readlink(handle))
+                if (
+                    target.name == "log.jsonl"
+                    and target.parent.name.startswith(".long-")
+                    and target.is_relative_to(out)
+                ) and target.read_text():
+                    return int(handle.parts[2])
         assert parent.poll() is None, "the grid ended before the long trial began"
         time.sleep(0.1)
     raise AssertionError("the long trial never began")

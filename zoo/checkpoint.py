@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +20,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from zoo.core.part import ConfigError
+
 SUFFIX, PARTIAL = ".safetensors", ".partial"
 
 
 class Damaged(ValueError):
     """A checkpoint file that cannot be read whole, or whose contents are not what was written."""
+
+
+class Unwritable(ConfigError):
+    """A folder that takes no more: the disk is full, or it may not be written."""
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What the system says against writing inside the block, as one message that names ``folder``.
+
+    Raises:
+        Unwritable: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as fault:
+        raise Unwritable(f"{folder}: cannot be written: {fault.strerror or fault}") from None
 
 
 @dataclass(frozen=True)
@@ -76,7 +95,10 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
     path = folder / f"step_{step:08d}{SUFFIX}"
     partial = path.with_name(path.name + PARTIAL)
     try:
-        save_file(distinct, partial, header)
+        try:
+            save_file(distinct, partial, header)
+        except SafetensorError as fault:  # its way to say that the system would not write
+            raise OSError(str(fault)) from None
         _flush(partial)
         os.replace(partial, path)
     except BaseException:

@@ -153,10 +153,12 @@ def result_of(
         parameters=cost.parameters,
         active_parameters=cost.active_parameters,
         flops_per_token=cost.flops_per_token,
-        peak_memory=loop.memory.read(),
+        peak_memory=loop.peak_memory(),
         plan=plan_of(recipe.evaluate.scorer, recipe.model.context, loop.prepared),
         facts=_facts(loop),
-        notes=notes(recipe),
+        notes=(*notes(recipe), *loop.remarks),
+        micro_batch=loop.rows,
+        compiled=loop.compiled,
     )
 
 

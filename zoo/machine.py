@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 from contextlib import suppress
@@ -64,6 +65,23 @@ def keep_freed_memory() -> bool:
     trim, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
     library = ctypes.CDLL(None)
     return all([library.mallopt(trim, 2**31 - 1), library.mallopt(top_pad, 2**26), library.mallopt(mmap_max, 0)])
+
+
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Whether a device or the system had no memory left, in any of the ways in which torch says so."""
+    if isinstance(fault, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(fault, RuntimeError) and any(words in str(fault) for words in OUT_OF_MEMORY)
+
+
+def release_memory() -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class PeakMemory:

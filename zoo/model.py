@@ -241,10 +241,13 @@ class Model(nn.Module):
                 if own := {k.removeprefix(prefix): v for k, v in stats.items() if k.startswith(prefix)}:
                     part.after_step(own)
 
-    def compile_stages(self, backend: str = "inductor") -> None:
-        """Compile layer by layer: one graph serves all layers of equal structure."""
+    def compile_stages(self, backend: str | None = "inductor") -> None:
+        """Compile layer by layer: one graph serves all layers of equal structure. None: from now on without a compiler."""
         for stage in self.stages:
-            stage.compile(backend=backend)
+            if backend is None:
+                stage._compiled_call_impl = None
+            else:
+                stage.compile(backend=backend)
 
     def _check_wires(self) -> None:
         """Every read has an earlier writer of the same shape, or a ConfigError names both."""

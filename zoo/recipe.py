@@ -47,6 +47,10 @@ class TrainConfig(Knobs):
     log_every: PositiveInt = 10  # steps
     evaluate_every: PositiveInt | None = None  # steps; None: at the end only
     seed: NonNegativeInt = 0
+    checkpoint_every: PositiveInt | None = (
+        None  # steps; like the next no part of the address, since it changes no number
+    )
+    checkpoint_minutes: PositiveFloat | None = 10.0  # of the clock; None and None: a run cannot go on
 
 
 class EvaluateConfig(Knobs):

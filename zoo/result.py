@@ -35,6 +35,17 @@ class Scored(Knobs):
     seconds: float = 0.0
 
 
+def _nothing(*_: str) -> None:
+    pass
+
+
+class Signals(NamedTuple):
+    """What a run tells beside its progress; by itself nobody listens."""
+
+    say: Callable[[str], None] = _nothing  # a line for people, e.g. that it goes on from a checkpoint
+    alive: Callable[[], None] = _nothing  # before every batch, trained or scored
+
+
 class Result(Knobs):
     """What one trial came to. Losses are nats per token; ``reason`` says why a trial is not ``done``."""
 
@@ -65,6 +76,8 @@ class Result(Knobs):
     guards: str = ""  # "passed"; "off": trained without them; "" before there were any
     flags: tuple[str, ...] = ()  # why the result may be too good to be true
     address: str = ""
+    micro_batch: int = 0  # rows of a micro-batch in the end: fewer than the recipe's where memory ran out
+    compiled: bool | None = None  # None: not asked for; False: asked for, but at least a part ran without
 
 
 Watch = Callable[[Progress], None]

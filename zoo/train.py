@@ -7,8 +7,8 @@ beside it and logged under their own names.
 from __future__ import annotations
 
 import json
-import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -16,15 +16,19 @@ import torch
 from torch import Tensor
 
 from zoo import machine
+from zoo.budget import tokens_per_step, total_steps
+from zoo.checkpoint import writing
 from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
 from zoo.core.wires import noise_key
 from zoo.data.batches import Batches
+from zoo.fallback import with_less
 from zoo.judge import averaged, further, result_of, score
 from zoo.model import Model, Out
 from zoo.optim.slots import Average, Optimizer, Schedule
 from zoo.recipe import Recipe
-from zoo.result import Progress, Result, Watch
+from zoo.result import Progress, Result, Signals, Watch
+from zoo.resume import Keeper
 from zoo.scoring.slots import Score
 
 if TYPE_CHECKING:
@@ -39,56 +43,44 @@ class Diverged(Exception):
         self.step = step
 
 
-def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch) -> Result:
-    """Train one trial and score it.
+def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch, signals: Signals = Signals()) -> Result:
+    """Train one trial and score it, from the newest checkpoint in its folder on where there is one.
 
     Args:
         recipe: resolved; ``machine`` says where it runs.
         prepared: the token streams, see zoo.data.prepare.
-        folder: an existing folder for ``log.jsonl`` and ``checkpoints/``.
+        folder: an existing folder for ``log.jsonl``, ``checkpoints/`` (the weights that were scored) and, until the trial
+            is over, ``resume/``.
         watch: called at every logged step.
+        signals: what else it says.
 
     Returns:
         the Result, with status ``done`` or ``diverged``.
 
     Raises:
         ConfigError: a recipe that cannot be trained, before anything has been computed.
+        Unwritable: a full disk, or a folder that cannot be written; what has been kept stays.
     """
     settled = recipe.machine
     torch.set_num_threads(machine.settle_threads(settled.threads))
     if machine.settle_device(settled.device) == "cpu":
         machine.keep_freed_memory()
-    with (folder / "log.jsonl").open("w") as log:
-        loop = Loop(recipe, prepared, watch, log)
+    with writing(folder):
+        log = (folder / "log.jsonl").open("a")
+    with log:
+        loop = Loop(recipe, prepared, watch, log, signals)
+        keeper = Keeper(loop, folder)
+        keeper.restore()
         try:
-            loop.run()
+            loop.run(keeper.after_step)
         except Diverged as fault:
             return result_of(loop, "diverged", str(fault), None)
         with averaged(loop.model, loop.average):
             final = score(loop.model, recipe, prepared, None, loop.scoring)
             scores = further(loop.model, recipe, prepared, loop.scoring)
-            loop.save(folder / "checkpoints")
+            with writing(folder):
+                loop.save(folder / "checkpoints")
     return result_of(loop, "done", "", final, scores)
-
-
-def total_steps(recipe: Recipe) -> int | None:
-    """The number of updates that the budget allows; None for a budget in seconds.
-
-    Raises:
-        ConfigError: no budget, or more than one.
-    """
-    budget = recipe.train
-    given = [name for name in ("steps", "tokens", "seconds") if getattr(budget, name) is not None]
-    if len(given) != 1:
-        raise ConfigError(f"needs exactly one of steps, tokens, seconds; it has {given or 'none'}", "train")
-    if budget.seconds is not None:
-        return None
-    return budget.steps or math.ceil(budget.tokens / tokens_per_step(recipe))
-
-
-def tokens_per_step(recipe: Recipe) -> int:
-    """Tokens in one update: rows x accumulation x context."""
-    return recipe.train.batch * recipe.train.accumulate * recipe.model.context
 
 
 def batches_of(recipe: Recipe, prepared: Prepared) -> Batches:
@@ -133,8 +125,10 @@ def build_optimizers(model: Model, optim: dict[Role, Optimizer.Config]) -> dict[
 class Loop:
     """The state of one run: model, optimizers, schedule, average, data position, log."""
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, watch: Watch, log: TextIO) -> None:
-        self.recipe, self.prepared, self.watch, self.log = recipe, prepared, watch, log
+    def __init__(
+        self, recipe: Recipe, prepared: Prepared, watch: Watch, log: TextIO, signals: Signals = Signals()
+    ) -> None:
+        self.recipe, self.prepared, self.watch, self.log, self.signals = recipe, prepared, watch, log, signals
         self.device = machine.settle_device(recipe.machine.device)
         self.dtype = machine.settle_dtype(recipe.machine.dtype, self.device)
         self.total = total_steps(recipe)
@@ -144,12 +138,19 @@ class Loop:
                 self.schedule.check(self.total)
             except ConfigError as fault:
                 raise fault.under("schedule") from None
-        self.memory = machine.PeakMemory(self.device)
+        self.memory, self.earlier_peak = machine.PeakMemory(self.device), 0
+        torch.manual_seed(recipe.train.seed)  # nothing of ours draws from it; a guest's block that does is repeatable
+        self.compiled: bool | None = True if recipe.train.compile == "layers" else None
         self.model = self._build_model()
+        self.model.register_forward_pre_hook(lambda *_: signals.alive())
         self.optimizers = build_optimizers(self.model, recipe.optim)
         self.average: Average = recipe.average.build(self.model)
         self.batches = batches_of(recipe, prepared)
+        self.rows, self.accumulate = recipe.train.batch, recipe.train.accumulate
         self.step, self.seconds = 0, 0.0
+        self.checked = 0  # of the losses below, how many are known to be numbers
+        self.told: Progress | None = None
+        self.remarks: list[str] = []  # what a reader of the result has to know of this run
         self.losses: list[Tensor] = []  # one scalar per step, on the device
 
     def _build_model(self) -> Model:
@@ -160,23 +161,27 @@ class Loop:
             model = model.double()
         model = model.to(self.device)
         model.recompute = recipe.train.recompute == "layers"
-        if recipe.train.compile == "layers":
+        if self.compiled:
+            torch._dynamo.config.fail_on_recompile_limit_hit = (
+                True  # else it would go on without, and nobody would know
+            )
             model.compile_stages()
         return model
 
-    def run(self) -> None:
-        """Updates until the budget is spent."""
-        plan, checked = self.recipe.train, 0
+    def run(self, after_step: Callable[[], None] = lambda: None) -> None:
+        """Updates until the budget is spent. ``after_step`` is called after each one, when its report has been made."""
+        plan = self.recipe.train
         while not self._spent():
             began = time.perf_counter()
             self._update()
             last = self._spent_after(time.perf_counter() - began)
             if self.step % plan.log_every == 0 or self.step == 1 or last:
-                checked = self._check_finite(checked)
+                self._check_finite()
                 self.seconds += time.perf_counter() - began
                 self._report(self._evaluated(last))
             else:
                 self.seconds += time.perf_counter() - began
+            after_step()
 
     def _spent(self) -> bool:
         return self._spent_after(0.0)
@@ -197,15 +202,7 @@ class Loop:
         """One update: micro-batches, clipping, optimizers, averages, and what the blocks do after a step."""
         recipe, step = self.recipe, self.step + 1
         self.model.train()
-        stats: dict[str, Tensor] = {}
-        nll = torch.zeros((), device=self.device)
-        for micro in range(recipe.train.accumulate):
-            out = self._forward(step, micro)
-            mean = out.nll.mean()
-            loss = sum(out.losses.values(), mean) / recipe.train.accumulate
-            loss.backward()
-            nll += mean.detach().float() / recipe.train.accumulate
-            gather(stats, out.stats)
+        nll, stats = with_less(self, lambda: self._gradients(step))
         if recipe.train.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.train.clip)
         total = self.expected_steps()
@@ -218,19 +215,47 @@ class Loop:
         self.losses.append(nll)
         self.step, self.scale = step, scale
 
+    def _gradients(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The gradients of one update, into ``.grad``.
+
+        Returns:
+            the mean loss, a scalar, and what the blocks report, summed.
+        """
+        stats: dict[str, Tensor] = {}
+        nll = torch.zeros((), device=self.device)
+        self.model.zero_grad(set_to_none=True)
+        for micro in range(self.accumulate):
+            out = self._forward(step, micro)
+            mean = out.nll.mean()
+            loss = sum(out.losses.values(), mean) / self.accumulate
+            loss.backward()
+            nll += mean.detach().float() / self.accumulate
+            gather(stats, out.stats)
+        return nll, stats
+
+    def split(self, rows: int) -> None:
+        """Make micro-batches of ``rows`` rows, and as many more of them that an update sees the same tokens."""
+        self.accumulate = self.recipe.train.accumulate * self.recipe.train.batch // rows
+        self.rows = self.batches.rows = rows
+        self.batches.accumulate = self.accumulate
+
+    def peak_memory(self) -> int:
+        """Bytes, those of earlier parts of an interrupted run included."""
+        return max(self.memory.read(), self.earlier_peak)
+
     def _forward(self, step: int, micro: int) -> Out:
         taken = take(self.recipe, self.batches, step, micro)
         put = [None if t is None else t.to(self.device, non_blocking=True) for t in taken]
         noise = noise_key(self.recipe.train.seed, step, micro)
         return self.model(put[0], put[1], segments=put[2], noise=noise)
 
-    def _check_finite(self, since: int) -> int:
+    def _check_finite(self) -> None:
         """Raise Diverged at the first step since the last look whose loss is no number."""
-        recent = torch.stack(self.losses[since:])
+        recent = torch.stack(self.losses[self.checked :])
         bad = (~recent.isfinite()).nonzero()
         if len(bad):
-            raise Diverged(since + int(bad[0]) + 1)
-        return len(self.losses)
+            raise Diverged(self.checked + int(bad[0]) + 1)
+        self.checked = len(self.losses)
 
     def _evaluated(self, last: bool) -> Score | None:
         every = self.recipe.train.evaluate_every
@@ -250,17 +275,19 @@ class Loop:
             tokens=tokens,
             tokens_per_second=tokens / self.seconds,
             elapsed=self.seconds,
-            memory=self.memory.read(),
+            memory=self.peak_memory(),
             valid_bpb=None if score is None else score.bits_per_byte,
         )
-        self.log.write(json.dumps({k: v for k, v in progress._asdict().items() if v is not None}) + "\n")
-        self.log.flush()
+        with writing(Path(getattr(self.log, "name", "log"))):
+            self.log.write(json.dumps({k: v for k, v in progress._asdict().items() if v is not None}) + "\n")
+            self.log.flush()
         self.watch(progress)
         self.told = progress
 
     def scoring(self, what: str) -> None:
         """Tell the watcher how far scoring is."""
-        self.watch(self.told._replace(scoring=what))
+        if self.told is not None:
+            self.watch(self.told._replace(scoring=what))
 
     def learning_rates(self) -> list[float]:
         """The base rates by role, that of matrices first."""

@@ -20,6 +20,7 @@ from zoo.recipe import Recipe
 from zoo.resolve import all_parts
 
 ROOT = Path(__file__).parents[1]  # the package zoo
+WHEN_KEPT = ("checkpoint_every", "checkpoint_minutes")  # change no number either
 NAMES = ("name", "variant", "base", "plugins", "card")  # what people call it, where its files lie, what is shown of it
 
 
@@ -32,6 +33,7 @@ def address(recipe: Recipe, data: str, folder: Path) -> str:
         folder: where the paths of plug-ins start from.
     """
     table = {name: value for name, value in tabulate(recipe).items() if name not in NAMES}
+    table["train"] = {name: value for name, value in table["train"].items() if name not in WHEN_KEPT}
     table["machine"] = {**table["machine"], "device": recipe.machine.device.partition(":")[0]}
     if not recipe.evaluate.also:  # changes nothing, so that it is as if the knob did not exist
         table["evaluate"].pop("also")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import torch
-
 from zoo import guards, machine
+from zoo.checkpoint import Unwritable, writing
 from zoo.core.part import ConfigError
 from zoo.data.prepare import Prepared, prepare
 from zoo.judge import check_scorers
 from zoo.recipe import Recipe
-from zoo.result import Progress, Result, notes
+from zoo.result import Progress, Result, Signals, notes
 from zoo.scoring.plan import plan_of
 from zoo.train import train
 from zoo.trials.address import address, code_hash
@@ -181,9 +179,10 @@ def _trained(
 def _lost(trial: Trial, ready: Ready, store: Store, folder: Path, why: str) -> Result:
     """The stored result of a trial whose process died."""
     prepared = ready.prepared[data_key(trial.recipe)]
-    with store.opened(trial.recipe, trial.address, folder) as draft:
+    with store.opened(trial.recipe, trial.address, folder, code_hash(trial.recipe)) as draft:
         result = _failed(trial, prepared, RuntimeError(why)).model_copy(update={"reason": why})
-        result = result.model_copy(update={"address": trial.address})
+        facts = {**result.facts, "code": code_hash(trial.recipe)}
+        result = result.model_copy(update={"address": trial.address, "facts": facts})
         draft.commit(result)
     return result
 
@@ -200,28 +199,51 @@ def stored(trial: Trial, store: Store) -> Outcome | None:
 class Watcher(Protocol):
     """Somebody who is told how far a trial is."""
 
+    def say(self, line: str) -> None: ...
     def step(self, trial: Trial, progress: Progress) -> None: ...
 
 
-def train_one(trial: Trial, prepared: Prepared, store: Store, folder: Path, view: Watcher) -> Result:
-    """Train one trial and store what it came to, whatever that is."""
-    with store.opened(trial.recipe, trial.address, folder) as draft:
+def train_one(
+    trial: Trial,
+    prepared: Prepared,
+    store: Store,
+    folder: Path,
+    view: Watcher,
+    alive: Callable[[], None] = lambda: None,
+) -> Result:
+    """Train one trial, from its newest checkpoint on, and store what it came to, whatever that is.
+
+    Args:
+        trial: what to train.
+        prepared: its text.
+        store: where results live.
+        folder: where relative paths of the recipe start from.
+        view: told of its progress.
+        alive: called before every batch.
+
+    Raises:
+        Unwritable: the disk is full, or the store cannot be written; what has been kept stays.
+    """
+    with store.opened(trial.recipe, trial.address, folder, code_hash(trial.recipe)) as draft:
         try:
             if trial.guarded:
                 guards.inspect(trial.recipe, prepared, code_hash(trial.recipe))
-            result = train(trial.recipe, prepared, draft.folder, partial(view.step, trial))
+            name = f"{trial.recipe.variant} seed {trial.recipe.train.seed}"
+            signals = Signals(say=lambda line: view.say(f"    {name}: {line}"), alive=alive)
+            result = train(trial.recipe, prepared, draft.folder, partial(view.step, trial), signals)
             result = guards.judged(result, prepared, trial.guarded)
+        except Unwritable:
+            raise  # it would hit every other trial, too
         except guards.Refused as fault:
             result = _failed(trial, prepared, fault).model_copy(update={"status": "refused", "reason": str(fault)})
         except Exception as fault:
-            (draft.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            with writing(draft.folder):
+                (draft.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
             result = _failed(trial, prepared, fault)
         more = {"address": trial.address, "facts": {**result.facts, "code": code_hash(trial.recipe)}}
         result = result.model_copy(update=more)
         draft.commit(result)
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    machine.release_memory()
     return result
 
 

@@ -100,6 +100,9 @@ def _hear(worker: Worker, workers: list[Worker], view: View) -> Iterator[tuple[T
         worker.stop()
         yield trial, None, _death(worker.process.exitcode)
         return
+    if what == "say":
+        view.say(table["line"])
+        return
     if what == "step":
         view.step(trial, Progress(**table))
         return
@@ -125,6 +128,9 @@ def serve(pipe: Connection, root: Path, folder: Path) -> None:
     from zoo.trials.run import Trial, data_key, text_of, train_one
 
     class Relay:
+        def say(self, line: str) -> None:
+            pipe.send(("say", {"line": line}))
+
         def step(self, trial: Trial, progress: Progress) -> None:
             pipe.send(("step", progress._asdict()))
 
