@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from oracles import DIM, GROUPS, HEADS, ORACLES, WIDTH, build, compare, decode, relative, run_ours
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import zoo.core.attend
 from zoo.core.attend import attend
@@ -117,62 +116,6 @@ GROUPED_ORACLES = [name for name in ORACLES if "deepseek" not in name]
 @pytest.mark.parametrize("name", GROUPED_ORACLES)
 def test_transformers_agrees(name: str, documents: Tensor | None, dtype: torch.dtype) -> None:
     compare(name, dtype, documents)
-
-
-LLAMA_NAMES = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.out.weight": "lm_head.weight",
-    **{
-        f"layer.{i}.{ours}": f"model.layers.{i}.{theirs}"
-        for i in range(2)
-        for ours, theirs in {
-            "attention_norm.weight": "input_layernorm.weight",
-            "attention.query.weight": "self_attn.q_proj.weight",
-            "attention.key.weight": "self_attn.k_proj.weight",
-            "attention.value_projection.weight": "self_attn.v_proj.weight",
-            "attention.projection.weight": "self_attn.o_proj.weight",
-            "ffn_norm.weight": "post_attention_layernorm.weight",
-            "ffn.gate.weight": "mlp.gate_proj.weight",
-            "ffn.up.weight": "mlp.up_proj.weight",
-            "ffn.down.weight": "mlp.down_proj.weight",
-        }.items()
-    },
-}
-
-
-def test_a_whole_llama_agrees() -> None:
-    """Logits, loss and the gradient of every parameter of a model of two layers."""
-    norm = {"kind": "rms_norm", "eps": 1e-5}
-    layer = {"kind": "pre_norm", "norm": norm, "attention": GQA, "ffn": {"kind": "swiglu", "hidden_dim": 80}}
-    config = {
-        "vocab_size": 61,
-        "context": 32,
-        "dim": DIM,
-        "n_layers": 2,
-        "layer": layer,
-        "norm": norm,
-        "head": "untied",
-    }
-    ours = Model(ModelConfig.model_validate(config))
-    sizes = {"hidden_size": DIM, "num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "intermediate_size": 80}
-    theirs = LlamaForCausalLM(
-        LlamaConfig(vocab_size=61, num_hidden_layers=2, rms_norm_eps=1e-5, tie_word_embeddings=False, **sizes)
-    )
-    with torch.no_grad():
-        for name, p in ours.named_parameters():
-            p.add_(0.1 * rand(*p.shape, seed=len(name)).float())
-            theirs.get_parameter(LLAMA_NAMES[name]).copy_(p)
-    tokens = torch.randint(61, (3, 20), generator=torch.Generator().manual_seed(0))
-    logits = theirs(tokens).logits
-    assert relative(ours(tokens).logits, logits) < 1e-5
-    nll = ours(tokens[:, :-1], tokens[:, 1:]).nll.mean()
-    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-    assert relative(nll, loss) < 1e-5
-    nll.backward()
-    loss.backward()
-    far = {n: relative(p.grad, theirs.get_parameter(LLAMA_NAMES[n]).grad) for n, p in ours.named_parameters()}
-    assert max(far.values()) < 1e-5, far
 
 
 def test_grouped_heads_are_repeated_heads() -> None:
