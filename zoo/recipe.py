@@ -11,6 +11,7 @@ from typing import Literal
 import tomli_w
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from zoo.codecs.slots import Codec
 from zoo.core.params import Role
 from zoo.core.part import ConfigError, Knobs
 from zoo.core.tables import tabulate
@@ -106,6 +107,7 @@ class Recipe(Knobs):
     optim: dict[Role, Optimizer.Config] = Field(default_factory=dict)
     schedule: Schedule.Config = Schedule.pick("constant")
     average: Average.Config = Average.pick("none")
+    codec: Codec.Config | None = None  # how the artifact is written, whose bytes and score are then columns; None: none
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     machine: MachineConfig = Field(default_factory=MachineConfig)

@@ -134,6 +134,8 @@ def complete(config: type[Knobs], table: Table, kinds: Kinds) -> Table:
     filled = dict(table)
     for name, field in structure(config).items():
         value = table.get(name)
+        if value is None and config.model_fields[name].default is None:
+            continue  # an empty slot, which nothing has filled
         if field.holds is Holds.ONE and not _is_none(config, name, value):
             value = merge(field.config, None, _default(config, name), kinds) if value is None else value
             if value is not None:

@@ -43,10 +43,11 @@ class Tokenizer(Part, slot="tokenizer"):
 
     ``lossless``, settled by ``load``: whether decode(encode(text)) == text for every text. ``train`` sees training
     documents only, and returns bytes (cached by content) from which ``load`` makes the tokenizer usable; kinds with nothing
-    to train return b"".
+    to train return b"". ``learned`` keeps those bytes once loaded: with the knobs they are the whole tokenizer.
     """
 
     lossless: bool = True
+    learned: bytes = b""
 
     def __init__(self, config: Tokenizer.Config, base: Path) -> None:
         self.config, self.base = config, base
@@ -60,7 +61,8 @@ class Tokenizer(Part, slot="tokenizer"):
         return b""
 
     def load(self, learned: bytes) -> None:
-        """Become usable with what ``train`` returned."""
+        """Become usable with what ``train`` returned, and keep it as ``learned``."""
+        self.learned = learned
 
     def fingerprint(self) -> str:
         """A hash of all that decides its ids, once loaded."""

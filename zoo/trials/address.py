@@ -47,15 +47,20 @@ def code_hash(recipe: Recipe) -> str:
 
     Comments, docstrings and layout do not count.
     """
+    digest = hashlib.sha256()
+    for file in code_files(recipe):
+        digest.update(stripped(file.read_text(encoding="utf-8")).encode())
+    return digest.hexdigest()[:16]
+
+
+def code_files(recipe: Recipe) -> list[Path]:
+    """The source files that a trial runs, in a stable order."""
     start = {ROOT / "train.py"}
     for _, part in all_parts(recipe):
         file = getattr(sys.modules.get(part.__module__), "__file__", None)
         if file is not None:
             start.add(Path(file))
-    digest = hashlib.sha256()
-    for file in sorted(_closure(frozenset(start)), key=str):
-        digest.update(stripped(file.read_text(encoding="utf-8")).encode())
-    return digest.hexdigest()[:16]
+    return sorted(_closure(frozenset(start)), key=str)
 
 
 @cache
