@@ -86,7 +86,7 @@ def test_the_file_is_safetensors_and_its_index_is_json(whole: Path) -> None:
 def test_any_changed_byte_is_detected(whole: Path, share: float, flipped: int) -> None:
     data = bytearray(whole.read_bytes())
     data[int(share * len(data))] ^= flipped
-    with pytest.raises(ValueError, match="damaged|truncated"):
+    with pytest.raises(ValueError, match=r"damaged|truncated"):
         container.from_bytes(bytes(data))
 
 
@@ -96,7 +96,7 @@ def test_every_byte_of_the_header_is_under_a_checksum(whole: Path) -> None:
         for flipped in (1, 32, 128):
             changed = bytearray(data)
             changed[at] ^= flipped
-            with pytest.raises(ValueError, match="damaged|truncated"):
+            with pytest.raises(ValueError, match=r"damaged|truncated"):
                 container.from_bytes(bytes(changed))
 
 
@@ -106,7 +106,7 @@ def test_any_other_length_is_detected(whole: Path, share: float, more: bytes) ->
     data = whole.read_bytes()
     shorter = data[: int(share * len(data))]
     for wrong in (shorter, data + b"\0" + more):
-        with pytest.raises(ValueError, match="damaged|truncated"):
+        with pytest.raises(ValueError, match=r"damaged|truncated"):
             container.from_bytes(wrong)
 
 

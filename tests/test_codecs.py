@@ -130,7 +130,7 @@ def test_the_range_coder_gives_back_what_it_took(n: int, alphabet: int, skew: fl
     ideal = -(counts * np.log2(np.maximum(freqs, 1) / rans.TOTAL)).sum() / 8
     assert ideal - 1 <= len(data) <= 1.002 * ideal + 4 * rans.lanes(n)
     for wrong in (data + b"\0\0", data[:-2]):
-        with pytest.raises(ValueError, match="after all|before all|not what"):
+        with pytest.raises(ValueError, match=r"after all|before all|not what"):
             rans.decode(wrong, tables, freqs)
 
 

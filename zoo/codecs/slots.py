@@ -177,6 +177,6 @@ def from_index(entry: Any) -> Stored:
         shape = tuple(int(n) for n in shape)
     except (TypeError, ValueError):
         raise ValueError(f"{entry!r} is no row of an index") from None
-    if storage not in LEVELS and storage not in PLAIN or any(n < 0 for n in shape):
+    if (storage not in LEVELS and storage not in PLAIN) or any(n < 0 for n in shape):
         raise ValueError(f"{name} is stored as {storage!r} with shape {shape}, which no codec does")
     return Stored(str(name), shape, storage, np.empty(0))
