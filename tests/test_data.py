@@ -239,7 +239,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 def data(tokenizer: object = "byte", **knobs: object) -> DataConfig:
     source = {"kind": "text", "files": ["train.txt"], "valid_files": ["valid.txt"], "separator": "@"}
-    return DataConfig(source=Source.parse(source), tokenizer=Tokenizer.parse(tokenizer), **knobs)
+    more = {"duplicates": "kept", **knobs}
+    return DataConfig(source=Source.parse(source), tokenizer=Tokenizer.parse(tokenizer), **more)
 
 
 @pytest.fixture
@@ -272,10 +273,10 @@ def test_streams_are_documents_behind_a_bos_each(folder: Path, tokenizer: object
 def test_preparing_again_reads_the_cache_and_finds_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     config = data({"kind": "sentencepiece", "vocab_size": 330})
-    first = prepare(config, folder, folder / "cache", lambda what, share: said.append(what))
+    first = prepare(config, folder, folder / "cache", lambda what, share, words: said.append(what))
     assert any("training" in s for s in said) and any("encoding" in s for s in said)
     said.clear()
-    second = prepare(config, folder, folder / "cache", lambda what, share: said.append(what))
+    second = prepare(config, folder, folder / "cache", lambda what, share, words: said.append(what))
     assert not said and np.array_equal(first.train, second.train) and np.array_equal(first.valid, second.valid)
     monkeypatch.setenv("ZOO_CACHE", str(folder / "elsewhere"))
     third = prepare(config, folder)
@@ -394,13 +395,24 @@ def test_an_entry_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_two_makers_the_first_wins(tmp_path: Path) -> None:
-    def slow(folder: Path) -> None:
-        (folder / "a").write_text("slow")
-        entry(tmp_path, "key", lambda f: (f / "a").write_text("quick"))  # another process, meanwhile
+def test_of_two_makers_the_second_waits_and_takes_what_the_first_made(tmp_path: Path) -> None:
+    inside, waits, made = threading.Event(), threading.Event(), []
 
+    def slow(folder: Path) -> None:
+        inside.set()
+        assert waits.wait(20)
+        (folder / "a").write_text("first")
+        made.append("first")
+
+    def second() -> None:
+        inside.wait(20)
+        entry(tmp_path, "key", lambda folder: made.append("second"), waiting=waits.set)
+
+    thread = threading.Thread(target=second)
+    thread.start()
     folder = entry(tmp_path, "key", slow)
-    assert (folder / "a").read_text() == "quick" and damage(folder) is None
+    thread.join()
+    assert made == ["first"] and (folder / "a").read_text() == "first" and damage(folder) is None
     assert [p.name for p in tmp_path.iterdir()] == ["key"]
 
 

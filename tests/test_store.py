@@ -39,7 +39,7 @@ class Silent:
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def preparing(self, what: str, share: float) -> None:
+    def preparing(self, what: str, share: float, words: str = "") -> None:
         assert 0 <= share <= 1
 
     def begin(self, trial: executor.Trial, number: int, total: int) -> None:

@@ -29,6 +29,7 @@ class DataConfig(Knobs):
     document_mask: Literal["none", "segments"] = "none"  # whether attention may cross documents packed into one row
     train_bytes: PositiveInt | None = None  # use at most this much training text, whole documents in order; None: all
     valid_bytes: PositiveInt | None = None  # likewise for validation
+    duplicates: Literal["removed", "kept"] = "removed"  # validation documents that (nearly) stand in the training text
 
 
 class TrainConfig(Knobs):

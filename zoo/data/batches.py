@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from zoo.core.part import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Group(NamedTuple):
+    """A stretch of the training stream that is drawn from with a weight of its own."""
+
+    start: int  # tokens
+    stop: int
+    weight: float
 
 
 class Batches:
@@ -64,6 +73,8 @@ class Batches:
             )
         first = ((step - 1) * self.accumulate + micro) * self.rows
         starts = np.array([self.window(first + row) * self.context for row in range(self.rows)])
+        import torch  # here, since processes that only encode text need none
+
         rows = self.tokens[starts[:, None] + np.arange(self.context + 1)]  # (B, T + 1)
         rows = torch.from_numpy(rows.astype(np.int64))
         inputs, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,13 +12,16 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from zoo.core.part import ConfigError
+from zoo.data.batches import Group
 from zoo.data.cache import default_cache, entry
+from zoo.data.encode import Encoding, Limits, Room, blamed
 from zoo.data.slots import Document, Source, Tokenizer
+from zoo.data.worker import token_dtype
 from zoo.data.yardstick import xz_facts
 
-FORMAT = "2"  # change it when files of the cache change their meaning
+FORMAT = "3"  # change it when files of the cache change their meaning
 
-Progress = Callable[[str, float], None]  # what is being done, and the share of it that is done (0 where unknown)
+Progress = Callable[[str, float, str], None]  # what is being done, the share of it that is done (0: unknown), figures
 T = TypeVar("T")
 
 
@@ -33,6 +36,8 @@ class Wanted(Protocol):
     def train_bytes(self) -> int | None: ...
     @property
     def valid_bytes(self) -> int | None: ...
+    @property
+    def duplicates(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -48,45 +53,68 @@ class Prepared:
     train_bytes: int  # raw UTF-8 bytes of the training text, equal to what its tokens cover
     valid_bytes: int  # likewise
     valid_text: str  # hash of the validation documents as raw text, whatever the tokenizer
-    shared_bytes: int  # of valid_bytes, those in documents that are training documents too, word for word
+    shared_bytes: int  # of validation documents that (nearly) stand in the training text; removed unless told otherwise
     fingerprint: str  # hash of both streams, the bytes they cover, and the tokenizer
     facts: dict[str, str]  # what must stand beside every figure made with this text
-    limits: tuple[int | None, int | None]  # the caps on training and validation bytes
+    limits: Limits  # the caps on training and validation bytes
+    removed: frozenset[int] = frozenset()  # numbers of validation documents that stand in the training text
+    groups: tuple[Group, ...] = ()  # of a mixture: each source's stretch of ``train``, and its share of windows
 
     def documents(self, part: str) -> Iterator[Document]:
         """The documents behind a stream, ``part`` "train" or "valid", read from the source again."""
-        index = ("train", "valid").index(part)
-        return capped(self.source.split()[index], self.limits[index])
+        kept = taken(self.source, part, self.limits)
+        return kept if part == "train" else (d for i, d in enumerate(kept) if i not in self.removed)
 
 
-def prepare(config: Wanted, base: Path, cache: Path | None = None, progress: Progress | None = None) -> Prepared:
+def prepare(
+    config: Wanted,
+    base: Path,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Prepared:
     """Read the text, train the tokenizer, encode, and keep all of it in the cache.
 
     The cache knows its entries by the content of the text, the tokenizer and the options; it is checked before use, and safe
-    for processes that prepare the same text at once.
+    for processes that prepare the same text at once. A preparation that was interrupted goes on where it stopped.
 
     Args:
         config: the [data] table.
         base: the folder that relative paths are relative to (the recipe's).
         cache: None: ``default_cache()``.
         progress: called now and then with what is being done.
+        workers: processes that tokenise; 0: this one; None: this one, and for much text one for each core.
 
     Raises:
+        Unfinished: the source cannot be read on for now; what was prepared is kept.
         ConfigError: text that is missing, empty or no UTF-8, a tokenizer that does not cover every byte of the text exactly
             once, or a cache that cannot be written. Its path is relative to [data].
     """
-    say = progress or (lambda what, share: None)
+    say = progress or (lambda what, share, words: None)
     cache = cache or default_cache()
     source = _under("source", lambda: config.source.build(base))
     tokenizer = _under("tokenizer", lambda: config.tokenizer.build(base))
     corpus = _under("source", source.fingerprint)
     origin = _under("tokenizer", tokenizer.origin)
     limits = (config.train_bytes, config.valid_bytes)
-    work = _Work(source, tokenizer, limits, say)
+
+    def wait() -> None:
+        say("waiting for another process that prepares the same text", 0.0, "")
+
+    def train_tokenizer(folder: Path) -> None:
+        say("training the tokenizer", 0.0, "")
+        documents = _set_apart(taken(source, "train", limits))
+        (folder / "learned").write_bytes(_under("tokenizer", lambda: tokenizer.train(documents)))
+
+    def encode(folder: Path) -> None:
+        Encoding(source, tokenizer, learned, limits, config.duplicates, say, workers)(folder)
+
     try:
-        learned = entry(cache, f"tokenizer-{_key(corpus, limits[0], origin)}", work.train_tokenizer)
-        _under("tokenizer", lambda: tokenizer.load((learned / "learned").read_bytes()))
-        folder = entry(cache, f"tokens-{_key(corpus, *limits, tokenizer.fingerprint())}", work.encode)
+        known = entry(cache, f"tokenizer-{_key(corpus, limits[0], origin)}", train_tokenizer, waiting=wait)
+        learned = (known / "learned").read_bytes()
+        _under("tokenizer", lambda: tokenizer.load(learned))
+        key = _key(corpus, *limits, tokenizer.fingerprint(), config.duplicates)
+        folder = entry(cache, f"tokens-{key}", encode, resumes=True, waiting=wait)
     except _SourceFault as fault:
         raise fault.args[0] from None
     prepared = _open(folder, source, tokenizer, limits)
@@ -94,104 +122,14 @@ def prepare(config: Wanted, base: Path, cache: Path | None = None, progress: Pro
     return prepared
 
 
-def capped(documents: Iterator[Document], limit: int | None) -> Iterator[Document]:
-    """Whole documents in order for as long as they fit into ``limit`` bytes; empty ones left out."""
-    total = 0
-    for document in documents:
-        total += len(document.text.encode("utf-8"))
-        if limit is not None and total > limit:
-            return
-        if document.text:
+def taken(source: Source, part: str, limits: Limits) -> Iterator[Document]:
+    """The documents of one part that a preparation takes, in order."""
+    room = Room(limits, source.weights)
+    for belongs, document in blamed(source.stream):
+        if room.takes(belongs, document) and belongs == part:
             yield document
-
-
-class _Work:
-    """The two things that are slow: each fills a folder of the cache."""
-
-    def __init__(self, source: Source, tokenizer: Tokenizer, limits: tuple[int | None, int | None], say: Progress):
-        self.source, self.tokenizer, self.limits, self.say = source, tokenizer, limits, say
-
-    def train_tokenizer(self, folder: Path) -> None:
-        self.say("training the tokenizer", 0.0)
-        documents = _blame_source(capped(_under("source", self.source.split)[0], self.limits[0]))
-        (folder / "learned").write_bytes(_under("tokenizer", lambda: self.tokenizer.train(documents)))
-
-    def encode(self, folder: Path) -> None:
-        streams = _under("source", self.source.split)
-        seen: set[bytes] = set()
-        counts: dict[str, dict[str, int | str]] = {}
-        for part, documents, limit in zip(("train", "valid"), streams, self.limits, strict=True):
-            documents = _blame_source(capped(documents, limit))
-            self.say(f"encoding the {part} text", 0.0)
-            with (folder / f"{part}.tokens").open("wb") as tokens, (folder / f"{part}.spans").open("wb") as spans:
-                writer = _Writer(self.tokenizer, part, tokens, spans)
-                for document in documents:
-                    writer.add(document, seen)
-                    self.say(f"encoding the {part} text", min(1.0, writer.bytes / limit) if limit else 0.0)
-            if not writer.documents:
-                raise _nothing(part, limit)
-            counts[part] = {k: getattr(writer, k) for k in ("documents", "tokens", "bytes", "shared")}
-            counts[part]["text"] = writer.text.hexdigest()
-        (folder / "train.spans").unlink()  # only scores are counted per byte
-        (folder / "counts.json").write_text(json.dumps({"format": FORMAT, **counts}))
-
-
-class _Writer:
-    """Appends documents to a stream on disk and checks that tokens cover them byte for byte."""
-
-    def __init__(self, tokenizer: Tokenizer, part: str, tokens: Any, spans: Any) -> None:
-        self.tokenizer, self.part, self.files = tokenizer, part, (tokens, spans)
-        self.dtype = token_dtype(tokenizer.vocab_size)
-        self.documents = self.tokens = self.bytes = self.shared = 0
-        self.text = hashlib.sha256()
-
-    def add(self, document: Document, seen: set[bytes]) -> None:
-        """One document; ``seen`` collects training documents, which validation documents are looked up in."""
-        raw = document.text.encode("utf-8")
-        ids, spans = self.tokenizer.spans(document.text)
-        if not len(ids):
-            return  # a tokenizer that normalises may leave nothing of a document of spaces
-        self._check(document, ids, int(spans.sum()), len(raw))
-        for file, head, values, dtype in zip(
-            self.files, (self.tokenizer.bos, 0), (ids, spans), (self.dtype, np.uint32), strict=True
-        ):
-            file.write(np.concatenate([[head], values]).astype(dtype).tobytes())
-        digest = hashlib.sha256(raw).digest()
-        self.text.update(digest)
-        if self.part == "train":
-            seen.add(digest)
-        elif digest in seen:
-            self.shared += len(raw)
-        self.documents, self.tokens, self.bytes = (
-            self.documents + 1,
-            self.tokens + len(ids) + 1,
-            self.bytes + len(raw),
-        )
-
-    def _check(self, document: Document, ids: np.ndarray, covered: int, n_bytes: int) -> None:
-        """Bits per byte stand on this: every byte of the text is covered once."""
-        if covered != n_bytes:
-            raise ConfigError(
-                f"its tokens cover {covered:,} bytes of {document.name}, which has {n_bytes:,}; bits per byte would be wrong",
-                "tokenizer",
-                self.tokenizer.kind,
-            )
-        if self.part == "valid" and self.tokenizer.lossless and self.tokenizer.decode(ids) != document.text:
-            raise ConfigError(f"does not give back {document.name} as it was", "tokenizer", self.tokenizer.kind)
-
-
-def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
-    """The smaller of uint16 and uint32 that holds every id."""
-    return np.uint16 if vocab_size <= 2**16 else np.uint32
-
-
-def _nothing(part: str, limit: int | None) -> ConfigError:
-    if limit is None:
-        return ConfigError(f"leaves no {part} text: give it more text, or another share for validation", "source")
-    reason = (
-        "does not even hold the first document (documents are taken whole): raise it, or cut the text into documents"
-    )
-    return ConfigError(reason, f"{part}_bytes", limit)
+        if room.full():
+            return
 
 
 def _open(folder: Path, source: Source, tokenizer: Tokenizer, limits: tuple[int | None, int | None]) -> Prepared:
@@ -207,6 +145,7 @@ def _open(folder: Path, source: Source, tokenizer: Tokenizer, limits: tuple[int 
         "vocab_size": str(tokenizer.vocab_size),
         "bytes_counted": "by id" if tokenizer.lossless else "by offset in the raw text: this tokenizer changes text",
         "data": fingerprint[:12],
+        "shared": _shared(counts),
     }
     for part in ("train", "valid"):
         facts |= {f"{part}_{what}": str(counts[part][what]) for what in ("documents", "bytes", "tokens")}
@@ -219,12 +158,31 @@ def _open(folder: Path, source: Source, tokenizer: Tokenizer, limits: tuple[int 
         source=source,
         train_bytes=counts["train"]["bytes"],
         valid_bytes=counts["valid"]["bytes"],
-        valid_text=counts["valid"]["text"],
-        shared_bytes=counts["valid"]["shared"],
+        valid_text=counts["valid_text"],
+        shared_bytes=counts["shared_bytes"],
         fingerprint=fingerprint,
         facts=facts,
         limits=limits,
+        removed=frozenset(counts["removed"]),
+        groups=_groups(counts["groups"], source.weights),
     )
+
+
+def _shared(counts: dict[str, Any]) -> str:
+    """What a reader has to know of text on both sides of the split."""
+    found, gone = (len(counts["copies"]), len(counts["near_copies"])), bool(counts["removed"])
+    if not any(found):
+        return "no validation document stands in the training text"
+    what = f"{found[0]} copies and {found[1]} near copies of training documents ({counts['shared_bytes']:,} bytes)"
+    return f"{what} {'removed from' if gone else 'left in'} the validation text"
+
+
+def _groups(tokens: Sequence[int], weights: tuple[float, ...]) -> tuple[Group, ...]:
+    """Where the tokens of each source of a mixture are; nothing where there is one source."""
+    if len(weights) == 1:
+        return ()
+    ends = np.cumsum(tokens).tolist()
+    return tuple(Group(end - n, end, weight) for end, n, weight in zip(ends, tokens, weights, strict=True))
 
 
 def _key(*parts: object) -> str:
@@ -240,11 +198,11 @@ def _under(knob: str, make: Callable[[], T]) -> T:
 
 
 class _SourceFault(Exception):
-    """A ConfigError of the source, met while somebody else was reading from it."""
+    """A ConfigError of the source, met while the tokenizer was reading from it."""
 
 
-def _blame_source(documents: Iterator[Document]) -> Iterator[Document]:
+def _set_apart(documents: Iterator[Document]) -> Iterator[Document]:
     try:
         yield from documents
     except ConfigError as fault:
-        raise _SourceFault(fault.under("source")) from None
+        raise _SourceFault(fault) from None

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoo.core.part import Part
+from zoo.core.part import ConfigError, Part
+
+
+class Unfinished(ConfigError):
+    """Reading stopped for a reason that may pass, as a server that does not answer: what was prepared is kept."""
 
 
 class Document(NamedTuple):
@@ -17,6 +22,7 @@ class Document(NamedTuple):
 
     name: str
     text: str
+    group: int = 0  # which of the sources of a mixture it comes from
 
 
 class Source(Part, slot="source"):
@@ -28,6 +34,30 @@ class Source(Part, slot="source"):
     def split(self) -> tuple[Iterator[Document], Iterator[Document]]:
         """Training and validation documents, disjoint, in an order that is stable over machines."""
         raise NotImplementedError
+
+    def stream(self, start: int = 0, mark: Any = None) -> Iterator[tuple[str, Document]]:
+        """All documents in one pass, each with its part ("train" or "valid"), from document number ``start`` on.
+
+        Args:
+            start: how many documents to leave out.
+            mark: what ``mark(start)`` said in an earlier process, or None.
+        """
+        train, valid = self.split()
+        parts = chain((("train", d) for d in train), (("valid", d) for d in valid))
+        return islice(parts, start, None)
+
+    def mark(self, start: int) -> Any:
+        """What helps ``stream`` to begin at ``start`` without reading all that comes before; something JSON can hold."""
+        return None
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The share of training windows that each group of documents is to have."""
+        return (1.0,)
+
+    def size(self) -> int | None:
+        """About how many bytes of text there are, where that is known."""
+        return None
 
     def fingerprint(self) -> str:
         """A hash of the content that ``split`` yields, cheap enough to ask before every run."""
@@ -79,6 +109,15 @@ class Tokenizer(Part, slot="tokenizer"):
     def encode(self, text: str) -> np.ndarray:
         """ids (T,) int32 of one document, without bos."""
         raise NotImplementedError
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """``encode`` of several documents."""
+        return [self.encode(text) for text in texts]
+
+    @property
+    def unknown(self) -> int | None:
+        """The id that stands for text the vocabulary has no token for; None: there is no such text."""
+        return None
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; bytes that are no UTF-8 come out as U+FFFD, special tokens as nothing."""

@@ -77,6 +77,9 @@ class TextFiles(Source, kind="text"):
     def facts(self) -> dict[str, str]:
         return {"corpus": self.fingerprint()[:12]}
 
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in self._files("files"))
+
     def _files(self, knob: str) -> list[Path]:
         """The files that a knob names, in its order, those of one glob sorted, each once."""
         found: dict[Path, None] = {}
@@ -120,6 +123,8 @@ class TextFiles(Source, kind="text"):
         except UnicodeDecodeError as fault:
             byte = f"byte 0x{fault.object[fault.start]:02x} at offset {fault.start}"
             raise ConfigError(f"is not UTF-8: {byte}", knob, str(path)) from None
+        except OSError as fault:
+            raise ConfigError(f"cannot be read: {fault.strerror}", knob, str(path)) from None
         if not text:
             raise ConfigError("is empty", knob, str(path))
         return text

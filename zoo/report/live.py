@@ -53,11 +53,14 @@ class PlainView:
         """A line of its own."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def preparing(self, what: str, share: float) -> None:
+    def preparing(self, what: str, share: float, words: str = "") -> None:
         """Text is being prepared."""
         if what != self.prepared:
-            self.prepared = what
+            self.prepared, self.spoke[""] = what, time.monotonic()
             self.say(f"{what} ...")
+        elif words and time.monotonic() - self.spoke[""] > EVERY:
+            self.spoke[""] = time.monotonic()
+            self.say(f"    {words}")
 
     def begin(self, trial: Trial, number: int, total: int) -> None:
         """A trial starts to train."""
@@ -111,10 +114,10 @@ class LiveView(PlainView):
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
-    def preparing(self, what: str, share: float) -> None:
+    def preparing(self, what: str, share: float, words: str = "") -> None:
         if self.text is None:
             self.text = self.bars.add_task(what, total=None, words="")
-        self.bars.update(self.text, description=what, completed=share, total=1.0 if share else None, words="")
+        self.bars.update(self.text, description=what, completed=share, total=1.0 if share else None, words=words)
 
     def begin(self, trial: Trial, number: int, total: int) -> None:
         if self.text is not None:
