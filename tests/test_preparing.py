@@ -25,7 +25,23 @@ from zoo.data.prepare import Prepared, prepare
 from zoo.data.slots import Document, Source, Tokenizer, Unfinished
 from zoo.recipe import DataConfig
 
-WORDS = "the a of cause ocean größe light 数学 never into stone 😀 and which was".split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "cause",
+    "ocean",
+    "größe",
+    "light",
+    "数学",
+    "never",
+    "into",
+    "stone",
+    "😀",
+    "and",
+    "which",
+    "was",
+]
 
 
 def prose(seed: int, n_words: int) -> str:
@@ -295,6 +311,6 @@ def test_near_copies_are_those_with_the_share_of_stretches(
 
 
 def _in_order(text: bytes) -> list[bytes]:
-    places = [i for i in range(len(text) - WIDTH + 1)]
-    keys = ((int.from_bytes(text[i : i + 4], "little") * 2_654_435_761 % 2**32, i) for i in places)
+    n = len(text) - WIDTH + 1
+    keys = ((int.from_bytes(text[i : i + 4], "little") * 2_654_435_761 % 2**32, i) for i in range(n))
     return [text[i : i + WIDTH] for key, i in keys if key < 2**32 // EVERY]

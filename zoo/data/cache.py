@@ -74,10 +74,9 @@ def entry(
             manifest = {path.name: _digest(path) for path in sorted(draft.iterdir())}
             (draft / MANIFEST).write_text(json.dumps(manifest))
             _publish(draft, folder)
-        except (Unfinished, KeyboardInterrupt, SystemExit) if resumes else ():
-            raise
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
+        except BaseException as stop:
+            if not (resumes and isinstance(stop, Unfinished | KeyboardInterrupt | SystemExit)):
+                shutil.rmtree(draft, ignore_errors=True)
             raise
     _remember(folder, manifest)
     return folder
