@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -16,11 +16,13 @@ from zoo.recipe import dumps
 from zoo.report import card, table
 from zoo.report.describe import anatomy, kinds
 from zoo.report.live import view_for
+from zoo.report.sections import Section, markdown, print_section, sections
 from zoo.report.terminal import print_table
 from zoo.report.units import bytes_of, flops, scaled
 from zoo.trials.check import check, locate, memory
 from zoo.trials.grid import Grid, plan
 from zoo.trials.run import Outcome, Ready, data_key, make_ready, run, stored, with_known_vocabularies
+from zoo.trials.stages import beyond_plan, staged, stopped
 from zoo.trials.store import Store, slug, write_whole
 
 
@@ -93,26 +95,32 @@ def run_grid(
     with view_for(console) as view:
         text = {data_key(arm.recipe) for arm in wanted}  # arms on other text are neither trained nor looked up
         everything = make_ready(grid, [arm for arm in grid.arms if data_key(arm.recipe) in text], view)
-        names = {arm.name for arm in wanted}
-        ready = everything._replace(
-            trials=tuple(t._replace(guarded=guarded) for t in everything.trials if t.arm.name in names)
-        )
+
+        def train(ready: Ready) -> Iterator[Outcome]:
+            trials = tuple(t._replace(guarded=guarded) for t in ready.trials)
+            return run(ready._replace(trials=trials), store, grid.folder, view, refresh, workers)
+
         try:
-            for outcome in run(ready, store, grid.folder, view, refresh, workers):
+            for outcome in staged(grid, wanted, everything, train, view):
                 outcomes.append(outcome)
         finally:
             if outcomes:
-                known = _with_earlier(everything, outcomes, store)
-                _write(known, grid, root)
+                known = _with_earlier(everything, outcomes, store, stopped(grid, outcomes, everything))
+                known += beyond_plan(grid, outcomes)
+                beside = sections(grid, [*outcomes, *(o for o in known if o.result.status != "stopped")])
+                _write(known, grid, root, beside)
         _write_cards(known, everything, store)
-    _print(known, grid, root, console)
+    _print(known, grid, root, console, beside)
     return all(outcome.result.status == "done" for outcome in outcomes)
 
 
-def _with_earlier(everything: Ready, outcomes: Sequence[Outcome], store: Store) -> list[Outcome]:
-    """The outcomes of this run, and what the store knows of trials that were not asked for, in the grid's order."""
-    fresh = {(o.trial.arm.name, o.result.seed): o for o in outcomes}
-    found = (fresh.get((t.arm.name, t.recipe.train.seed)) or stored(t, store) for t in everything.trials)
+def _with_earlier(
+    everything: Ready, outcomes: Sequence[Outcome], store: Store, otherwise: Sequence[Outcome]
+) -> list[Outcome]:
+    """The outcomes of this run, what the store knows of trials that were not asked for, and ``otherwise`` for the rest."""
+    fresh, spare = ({(o.trial.arm.name, o.result.seed): o for o in some} for some in (outcomes, otherwise))
+    keys = (((t.arm.name, t.recipe.train.seed), t) for t in everything.trials)
+    found = (fresh.get(key) or stored(t, store) or spare.get(key) for key, t in keys)
     return [outcome for outcome in found if outcome is not None]
 
 
@@ -130,13 +138,15 @@ def _write_cards(outcomes: Sequence[Outcome], ready: Ready, store: Store) -> Non
                 card.write_card(folder, [o.result for o in own], tokenizer)
 
 
-def _write(outcomes: Sequence[Outcome], grid: Grid, root: Path) -> None:
+def _write(outcomes: Sequence[Outcome], grid: Grid, root: Path, beside: Sequence[Section]) -> None:
     rows = table.rows_of(outcomes, grid.arms[0])
     facts = {"recipe": grid.path.name, "baseline": grid.arms[0].name, **_shared_facts(outcomes)}
     try:
         write_whole(root / "table.md", table.markdown(rows, grid.name, facts))
         write_whole(root / "table.csv", table.csv_text(rows))
         write_whole(root / "results.csv", table.trials_csv(outcome.result for outcome in outcomes))
+        for section in beside:
+            write_whole(root / f"{section.name}.md", markdown(section))
     except OSError as fault:
         raise ConfigError(f"{root}: cannot be written: {fault.strerror}") from None
 
@@ -148,15 +158,16 @@ def _shared_facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
     return {name: " / ".join(found) for name, found in values.items()}
 
 
-def _print(outcomes: Sequence[Outcome], grid: Grid, root: Path, console: Console) -> None:
+def _print(outcomes: Sequence[Outcome], grid: Grid, root: Path, console: Console, beside: Sequence[Section]) -> None:
     rows = table.rows_of(outcomes, grid.arms[0])
     table.print_rows(console, rows, grid.name)
     for line in table.remarks(rows):
         _say(console, line)
-    _say(
-        console,
-        f"Written to {root}{os.sep}: table.md, table.csv, results.csv (a row for each trial), and a folder for each trial.",
-    )
+    for section in beside:
+        print_section(console, section)
+    more = [f"{section.name}.md" for section in beside]
+    files = ", ".join(["table.md", "table.csv", "results.csv (a row for each trial)", *more])
+    _say(console, f"Written to {root}{os.sep}: {files}, and a folder for each trial.")
 
 
 def list_kinds(slot: str | None, recipe: Path | None, files: Sequence[Path], console: Console) -> None:

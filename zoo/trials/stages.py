@@ -1,0 +1,224 @@
+"""Which trials come next: all at once for most grids, and decided from results where a design says so.
+
+A race drops arms between its rungs, a greedy path chooses its next ingredient, an envelope extends its range. Each decision
+follows from stored results alone, so a grid that was stopped goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from zoo.core.part import ConfigError
+from zoo.result import Result
+from zoo.trials.designs import rung
+from zoo.trials.envelope import Curve, beyond, moved
+from zoo.trials.grid import Arm, Grid, arms_of
+from zoo.trials.racing import Pair, Race, Standing, race_of, standing
+from zoo.trials.run import Outcome, Ready, Trial, View, data_key, make_ready
+
+EXTEND = 3  # rates that lr_extend = true may add to an arm
+
+
+def staged(
+    grid: Grid,
+    wanted: Sequence[Arm],
+    everything: Ready,
+    train: Callable[[Ready], Iterator[Outcome]],
+    view: View,
+) -> Iterator[Outcome]:
+    """Train what the design asks for, stage by stage.
+
+    Args:
+        grid: as planned.
+        wanted: the arms that were asked for; where these are not all, there is one stage.
+        everything: the grid's own trials and their text.
+        train: trains the trials of a Ready and yields their outcomes.
+        view: told of text being prepared.
+    """
+    names = {arm.name for arm in wanted}
+    if len(names) < len(grid.arms) or not is_staged(grid):
+        yield from train(everything._replace(trials=tuple(t for t in everything.trials if t.arm.name in names)))
+        return
+    seen: list[Outcome] = []
+    while pairs := further(grid, seen):
+        count = len(seen)
+        for outcome in train(_ready(grid, pairs, everything, view)):
+            seen.append(outcome)
+            yield outcome
+        if len(seen) == count:
+            return
+
+
+def is_staged(grid: Grid) -> bool:
+    """Whether some trials are only known from the results of others."""
+    return grid.study.greedy or bool(limit_of(grid)) or "race" in grid.study.words
+
+
+def limit_of(grid: Grid) -> int:
+    """How many rates may be added to an arm.
+
+    Raises:
+        ConfigError: ``lr_extend`` is neither true, false, nor a number.
+    """
+    value = grid.study.words.get("lr_extend", 0)
+    if type(value) not in (bool, int) or value < 0:
+        raise ConfigError(f"{grid.study.origin}: grid.lr_extend = {value!r}: must be true, false or a number of rates")
+    return EXTEND if value is True else int(value)
+
+
+def _ready(grid: Grid, pairs: Sequence[Pair], everything: Ready, view: View) -> Ready:
+    """The trials of these pairs: the grid's own where it has them, new ones made ready."""
+    known = {(t.arm.name, t.recipe.train.seed): t for t in everything.trials}
+    new = {arm.name: arm for arm, seed in pairs if (arm.name, seed) not in known}
+    prepared = everything.prepared
+    if new:
+        seeds = tuple(dict.fromkeys(seed for _, seed in pairs))
+        larger = grid._replace(arms=(*grid.arms, *new.values()), seeds=seeds)  # a role may be used by other arms alone
+        made = make_ready(larger, tuple(new.values()), view)
+        known |= {(t.arm.name, t.recipe.train.seed): t for t in made.trials if t.arm.name in new}
+        prepared = prepared | made.prepared
+    return Ready(tuple(known[arm.name, seed] for arm, seed in pairs), prepared)
+
+
+def further(grid: Grid, seen: Sequence[Outcome]) -> list[Pair]:
+    """What is to be trained next, given everything that was trained; empty: nothing."""
+    if "race" in grid.study.words:
+        return list(race_standing(grid, seen).wanted)
+    arms = {arm.name: arm for arm in (*grid.arms, *(o.trial.arm for o in seen))}
+    for more in (tuple(arms.values()), _extended(grid, seen), _next_rung(grid, seen)):
+        have = {(o.trial.arm.name, o.result.seed) for o in seen}
+        pairs = [(arm, seed) for seed in grid.seeds for arm in more if (arm.name, seed) not in have]
+        if pairs:
+            return pairs
+    return []
+
+
+def score(outcome: Outcome) -> float | None:
+    """What stages decide by: bits per byte of a run that was finished."""
+    return outcome.result.bits_per_byte if outcome.result.status == "done" else None
+
+
+# -- races ------------------------------------------------------------------------------------------------------------
+
+
+def race(grid: Grid) -> Race | None:
+    """The grid's race, checked."""
+    from zoo.train import total_steps
+
+    words = grid.study.words
+    if "race" in words and (grid.study.greedy or limit_of(grid)):
+        raise ConfigError(f"{grid.study.origin}: grid.race: goes with no greedy path and no lr_extend")
+    return race_of(grid.study.origin, words.get("race"), {arm.name: total_steps(arm.recipe) for arm in grid.arms})
+
+
+def race_standing(grid: Grid, seen: Sequence[Outcome]) -> Standing:
+    """Where the grid's race stands."""
+    found: dict[str, dict[int, float | None]] = {}
+    for outcome in seen:
+        found.setdefault(outcome.trial.arm.name, {})[outcome.result.seed] = score(outcome)
+    return standing(race(grid), grid.arms, grid.seeds, found)
+
+
+def stopped(grid: Grid, seen: Sequence[Outcome], everything: Ready) -> list[Outcome]:
+    """A stand-in for each full-length trial that a race did not come to, so that it stays in the table."""
+    if "race" not in grid.study.words:
+        return []
+    why = {heat.arm: heat.stopped for heat in race_standing(grid, seen).heats if heat.stopped}
+    found = [trial for trial in everything.trials if trial.arm.name in why]
+    return [_stopped(t, why[t.arm.name], everything.prepared[data_key(t.recipe)].facts) for t in found]
+
+
+def _stopped(trial: Trial, why: str, facts: dict[str, str]) -> Outcome:
+    cost = trial.forecast.cost
+    result = Result(
+        status="stopped",
+        reason=why,
+        name=trial.recipe.name,
+        variant=trial.recipe.variant,
+        seed=trial.recipe.train.seed,
+        parameters=cost.parameters,
+        active_parameters=cost.active_parameters,
+        flops_per_token=cost.flops_per_token,
+        facts=facts,
+    )
+    return Outcome(trial, result, False, False)
+
+
+def beyond_plan(grid: Grid, seen: Sequence[Outcome]) -> list[Outcome]:
+    """What later stages trained at full length, for the table: added rates and rungs, added seeds; no shorter runs."""
+    full = {arm.name for arm in grid.arms}
+    if "race" in grid.study.words:
+        return [o for o in seen if o.trial.arm.name in full and o.result.seed not in grid.seeds]
+    return [o for o in seen if o.trial.arm.name not in full]
+
+
+# -- envelopes and greedy paths ---------------------------------------------------------------------------------------
+
+
+def base_of(arm: Arm) -> str:
+    """The arm's name without its rate."""
+    return arm.name if arm.rate is None else arm.rate.arm
+
+
+def curves(seen: Sequence[Outcome]) -> list[Curve]:
+    """The arms over their rates, in the order in which they first occur."""
+    found: dict[str, dict[float, dict[int, float]]] = {}
+    for outcome in seen:
+        arm = outcome.trial.arm
+        if arm.rate is not None:
+            at = found.setdefault(arm.rate.arm, {}).setdefault(arm.rate.value, {})
+            if (bits := score(outcome)) is not None:
+                at[outcome.result.seed] = bits
+    return [Curve(name, scores) for name, scores in found.items()]
+
+
+def _extended(grid: Grid, seen: Sequence[Outcome]) -> tuple[Arm, ...]:
+    """For each arm whose best rate is the last on its side, the next one there."""
+    limit = limit_of(grid)
+    if not limit or grid.ladder is None:
+        return ()
+    new = []
+    for curve in curves(seen):
+        value = beyond(curve, grid.ladder.values, limit)
+        if value is not None:
+            like = next(o.trial.arm for o in seen if base_of(o.trial.arm) == curve.arm)
+            name = f"{curve.arm} {grid.ladder.label(value)}"
+            recipe = moved(like.recipe, value / like.rate.value).model_copy(update={"variant": name})
+            rate = like.rate._replace(value=value)
+            new.append(like._replace(name=name, recipe=recipe, rate=rate, also=()))
+    return tuple(new)
+
+
+def ladder_of(grid: Grid, seen: Sequence[Outcome]) -> tuple[list[str], tuple[Arm, ...]]:
+    """A greedy path as far as the results carry it: the rungs chosen, and the arms between which the next is decided."""
+    means = _means(seen)
+    chosen, left, rungs = [], list(grid.study.ingredients), []
+    while left:
+        drafts = [rung(grid.study, [*chosen, draft]) for draft in left]
+        if any(draft.name not in means for draft in drafts):
+            return rungs, arms_of(grid, drafts)
+        best = min(range(len(left)), key=lambda i: means[drafts[i].name])
+        chosen.append(left.pop(best))
+        rungs.append(drafts[best].name)
+    return rungs, ()
+
+
+def _next_rung(grid: Grid, seen: Sequence[Outcome]) -> tuple[Arm, ...]:
+    return ladder_of(grid, seen)[1] if grid.study.greedy else ()
+
+
+def _means(seen: Sequence[Outcome]) -> dict[str, float]:
+    """Mean bits per byte of each arm at its best rate, under every name that it goes by; infinite without a score."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for outcome in seen:
+        arm = outcome.trial.arm
+        ending = arm.name.removeprefix(base_of(arm))
+        bits = score(outcome)
+        for name in (arm.name, *arm.also):
+            at = found.setdefault(name.removesuffix(ending), {}).setdefault(arm.name, [])
+            at += [] if bits is None else [bits]
+    return {
+        name: min((math.fsum(bits) / len(bits) for bits in rates.values() if bits), default=math.inf)
+        for name, rates in found.items()
+    }
