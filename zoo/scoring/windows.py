@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from zoo.model import Model
 
 
+LOGITS = 2**25  # of one call: 128 MB in fp32
+
+
 class Plan(NamedTuple):
     """Windows as positions in the stream of inputs, (W,) int64 each: input i is token i, its target is token i + 1."""
 
@@ -69,6 +72,30 @@ class Windowed(Scorer):
             if tell is not None:
                 tell(done / (len(tokens) - 1))
         return Score(nats, len(tokens) - 1, int(spans[1:].sum(dtype=np.int64)))
+
+    @torch.inference_mode()
+    def surprises(
+        self, model: Model, tokens: np.ndarray, context: int, batch: int, bos: int | None, tell: Tell
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """For each of ``tokens[1:]`` the model's nats and the entropy of its prediction in nats, (N - 1,) fp64 both."""
+        device, n_targets = next(model.parameters()).device, len(tokens) - 1
+        found = np.empty((2, n_targets))
+        done = 0
+        at_once = max(1, min(batch, LOGITS // (context * model.config.vocab_size)))
+        for rows in self.rows(tokens, context, at_once, bos):
+            put = [None if t is None else t.to(device) for t in rows]
+            logits = model(put[0], segments=put[2]).logits
+            wanted = put[1] != IGNORE
+            chosen, targets = logits[wanted], put[1][wanted]  # (M, V), (M,)
+            for piece in torch.arange(len(targets)).split(max(1, LOGITS // (4 * model.config.vocab_size))):
+                wide = chosen[piece[0] : piece[-1] + 1]
+                logs = (wide if wide.dtype == torch.float64 else wide.float()).log_softmax(-1)
+                own = targets[piece[0] : piece[-1] + 1, None]
+                both = torch.stack([-logs.gather(1, own)[:, 0], -(logs.exp() * logs).sum(-1)])
+                found[:, done : done + len(piece)] = both.cpu().double().numpy()
+                done += len(piece)
+            tell(done / n_targets)
+        return found[0], found[1]
 
     def predictor(self, model: Model, context: int, bos: int | None = None) -> Predictor:
         return WindowPredictor(model, lambda target: self.first(target, context), context, bos)
