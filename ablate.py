@@ -127,6 +127,49 @@ def show(
         session.show(recipe, profile, sets or [], device, variant, Console())
 
 
+@app.command("table")
+def join_results(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of results, at any depth.")],
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only such trials, e.g. 'seed==0', 'model.dim>=64', 'variant~mla'. May be given several times."
+        ),
+    ] = None,
+    sort: Annotated[
+        str, typer.Option(metavar="COLUMN", help="E.g. bits_per_byte; -bits_per_byte: largest first.")
+    ] = "",
+    form: Annotated[str | None, typer.Option("--format", help="md, csv, json or latex.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="ARM", help="What is compared with, instead of the first.")
+    ] = None,
+) -> None:
+    """Join the results of many runs and recipes in one table."""
+    from rich.console import Console
+
+    with faults_in_words():
+        from zoo.report.join import join, print_joined
+
+        joined = join(folders, where or [], sort, baseline)
+        print_joined(joined, form, Console(), lambda line: typer.echo(line, err=True))
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A trial's folder, or variant-seed under --out.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    out: Annotated[Path | None, typer.Option(help="Where results lie.  [default: any folder of results]")] = None,
+) -> None:
+    """Show recipes and results of two trials side by side."""
+    from rich.console import Console
+
+    with faults_in_words():
+        from zoo.report.diff import print_diff
+        from zoo.trials.open import open_trial
+
+        print_diff(open_trial(a, out), open_trial(b, out), Console())
+
+
 @app.command()
 def sample(
     trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's folder, or variant-seed under --out.")],

@@ -14,9 +14,10 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
-from zoo.core.part import Part
+from zoo.core.part import Part, PartConfig
 
 
 class Role(StrEnum):
@@ -95,6 +96,11 @@ class Use(StrEnum):
 
 class Init(Part, slot="init"):
     """How the weights that leave it to the recipe are drawn: ``rule(use, shape, n_layers)``."""
+
+    class Config(PartConfig):
+        """Which weights are drawn from the distribution that the kind describes; every parameter of the model is."""
+
+        draw: NonNegativeInt = 0  # another number: other weights of the same distribution, with the seed's own batches
 
     def __init__(self, config: Init.Config) -> None:
         self.config = config
@@ -195,11 +201,15 @@ def roles(model: nn.Module) -> dict[str, Role]:
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int, init: Init, n_layers: int) -> None:
-    """Draw every parameter from sha256(seed, full name), on the CPU in fp32, in place."""
+    """Draw every parameter from sha256(seed, full name), on the CPU in fp32, in place.
+
+    Another ``draw`` of the init is another set of weights for the same seed, so that two arms may differ by luck alone.
+    """
+    draw = f".{init.config.draw}" if init.config.draw else ""
     for entry in entries(model):
         shape = tuple(entry.parameter.shape)
         rule = init.rule(entry.init, shape, n_layers) if isinstance(entry.init, Use) else entry.init
-        digest = hashlib.sha256(f"{seed}/{entry.name}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}{draw}/{entry.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         drawn = torch.empty(shape, dtype=torch.float32)
         rule(drawn, generator)

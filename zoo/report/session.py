@@ -140,7 +140,11 @@ def _write_cards(outcomes: Sequence[Outcome], ready: Ready, store: Store) -> Non
 
 def _write(outcomes: Sequence[Outcome], grid: Grid, root: Path, beside: Sequence[Section]) -> None:
     rows = table.rows_of(outcomes, grid.arms[0])
-    facts = {"recipe": grid.path.name, "baseline": grid.arms[0].name, **_shared_facts(outcomes)}
+    facts = {
+        "recipe": grid.path.name,
+        "baseline": grid.arms[0].name,
+        **table.shared_facts(outcome.result for outcome in outcomes),
+    }
     try:
         write_whole(root / "table.md", table.markdown(rows, grid.name, facts))
         write_whole(root / "table.csv", table.csv_text(rows))
@@ -149,13 +153,6 @@ def _write(outcomes: Sequence[Outcome], grid: Grid, root: Path, beside: Sequence
             write_whole(root / f"{section.name}.md", markdown(section))
     except OSError as fault:
         raise ConfigError(f"{root}: cannot be written: {fault.strerror}") from None
-
-
-def _shared_facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Facts in which all outcomes agree; those in which they differ, with every value."""
-    names = dict.fromkeys(name for o in outcomes for name in o.result.facts if name != "code")
-    values = {name: dict.fromkeys(o.result.facts.get(name, "?") for o in outcomes) for name in names}
-    return {name: " / ".join(found) for name, found in values.items()}
 
 
 def _print(outcomes: Sequence[Outcome], grid: Grid, root: Path, console: Console, beside: Sequence[Section]) -> None:

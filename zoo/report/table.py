@@ -31,6 +31,7 @@ __all__ = [
     "remarks",
     "rows_from",
     "rows_of",
+    "shared_facts",
     "trials_csv",
 ]
 
@@ -128,6 +129,14 @@ def markdown(rows: Sequence[Row], title: str, facts: dict[str, str]) -> str:
         facts = {"plan": rows[0].group, **facts}
     lines += [f"- {escaped(name)}: {escaped(value)}" for name, value in sorted(facts.items())]
     return "\n".join(lines) + "\n"
+
+
+def shared_facts(results: Iterable[Result]) -> dict[str, str]:
+    """Facts in which all results agree; those in which they differ, with every value."""
+    facts = [result.facts for result in results]
+    names = dict.fromkeys(name for table in facts for name in table if name != "code")
+    values = {name: dict.fromkeys(table.get(name, "?") for table in facts) for name in names}
+    return {name: " / ".join(found) for name, found in values.items()}
 
 
 def escaped(text: str) -> str:

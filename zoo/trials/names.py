@@ -103,7 +103,9 @@ def _swapped(theirs: Table, ours: Table) -> bool:
 def _shortly(theirs: Any, ours: Any) -> tuple[str, str]:
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping) and _swapped(theirs, ours):
         usual = _defaults(ours)
-        telling = {k: v for k, v in ours.items() if (v != theirs[k] if k in theirs else usual.get(k, v) != v)}
+        telling = {
+            k: v for k, v in ours.items() if (v != theirs[k] if k in theirs else k not in usual or usual[k] != v)
+        }
         return theirs["kind"], spell({"kind": ours["kind"], **{k: _bare(v) for k, v in telling.items() if k != "kind"}})
     return spell(_bare(theirs)), spell(_bare(ours))
 
