@@ -94,7 +94,17 @@ class Copies:
 
 def pytest(copy: Path, arguments: list[str], seconds: float) -> tuple[int | None, str]:
     """Exit code (None: out of time) and output of the suite in ``copy``, stopped at the first failure."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--hypothesis-profile=mutants",
+        *arguments,
+    ]
     environment = os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with subprocess.Popen(
         command, cwd=copy, env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT, start_new_session=True
