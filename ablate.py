@@ -217,5 +217,26 @@ def sample(
         shown(trial, out, prompt or [""], how, n, top, Console())
 
 
+@app.command()
+def artifact(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's folder, or variant-seed under --out.")],
+    codec: Annotated[
+        str | None,
+        typer.Option(help="A kind, or a table of knobs.  [default: the recipe's; mixed where it names none]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results lie.  [default: any folder of results]")] = None,
+    to: Annotated[Path | None, typer.Option(help="A folder to write into.  [default: the trial's]")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Also write record.json over all seeds of the arm.")] = False,
+    device: Device = None,
+) -> None:
+    """Write a finished trial's artifact; print its bytes by part, with and without code, and the loss before and after."""
+    from rich.console import Console
+
+    with faults_in_words():
+        from zoo.report.artifact import artifact as shown
+
+        shown(trial, codec, out, to, record, device, Console())
+
+
 if __name__ == "__main__":
     sys.exit(app())

@@ -259,7 +259,7 @@ def test_rules_speak_of_roles_and_names_and_the_first_one_wins() -> None:
     assert stored["layer.0.ffn.experts.up"] == "int3" and stored["layer.0.attention.query.weight"] == "int7"
     assert stored["embedding.weight"] == "int8" and stored["layer.0.ffn.router.weight"] == "float16"
     codec = Codec.parse({"kind": "mixed", "rules": [*rules, {"match": "layer.*.fnn.*", "store": "int5"}]}).build()
-    assert codec.unmatched(weights()) == ["layer.*.fnn.*"]
+    assert codec.remarks(weights()) == ["codec.rules: no tensor is called 'layer.*.fnn.*'"]
 
 
 @pytest.mark.parametrize("share", [0.03, 0.5])

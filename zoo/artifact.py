@@ -26,10 +26,12 @@ import torch
 
 from zoo import machine, plugins
 from zoo.codecs import container
+from zoo.codecs.inputs import hessians
 from zoo.codecs.slots import Codec, Coding, Hessians, Packed, Stored, Weight, from_index
 from zoo.core.params import entries
 from zoo.core.part import ConfigError
 from zoo.core.tables import tabulate
+from zoo.data.prepare import Prepared
 from zoo.data.slots import Tokenizer
 from zoo.model import Model
 from zoo.recipe import Recipe, dumps
@@ -55,6 +57,7 @@ class Made(NamedTuple):
     facts: dict[str, str]
     tensors: list[Stored]
     shares: list[float]  # bytes that each tensor takes, shared tables left out
+    remarks: tuple[str, ...]  # what may have been overlooked in the codec's knobs
 
     @property
     def size(self) -> int:
@@ -70,7 +73,7 @@ def weights_of(model: Model) -> list[Weight]:
 
 
 def make(
-    recipe: Recipe, tokenizer: Tokenizer, model: Model, codec: Codec.Config, hessians: Hessians | None = None
+    recipe: Recipe, tokenizer: Tokenizer, model: Model, codec: Codec.Config, inputs: Hessians | None = None
 ) -> Made:
     """Encode a model.
 
@@ -79,12 +82,13 @@ def make(
         tokenizer: its tokenizer, loaded.
         model: with the weights to store.
         codec: how.
-        hessians: see ``Codec.encode``.
+        inputs: see ``inputs_for``.
 
     Raises:
         ConfigError: weights that the codec cannot store, or a library that is not installed.
     """
-    tensors = list(codec.build().encode(weights_of(model), hessians))
+    built, weights = codec.build(), weights_of(model)
+    tensors = list(built.encode(weights, inputs))
     packed: Packed = codec.coding.build().pack(tensors)
     index = json.dumps([[t.name, t.shape, t.storage] for t in tensors], separators=(",", ":"))
     own = {
@@ -93,7 +97,7 @@ def make(
         "index": zlib.compress(index.encode(), 9),
     }
     facts = {"coding": json.dumps(tabulate(codec.coding)), "codec": str(codec.part.kind)}
-    return Made({**own, **packed.planes}, facts, tensors, packed.shares)
+    return Made({**own, **packed.planes}, facts, tensors, packed.shares, tuple(built.remarks(weights)))
 
 
 def write_artifact(path: Path, made: Made) -> int:
@@ -123,6 +127,21 @@ def read_artifact(path: str | Path) -> Artifact:
     tensors = _guarded(path, "weights", lambda: _tensors(contents))
     put(model, tensors, path)
     return Artifact(recipe, tokenizer, model)
+
+
+def inputs_for(codec: Codec.Config, recipe: Recipe, prepared: Prepared, model: Model) -> Hessians | None:
+    """What the model's matrices are multiplied with on training text, where the codec's rounding asks for it."""
+    if not (rows := codec.rounding.rows_wanted()):
+        return None
+    bos = prepared.tokenizer.bos if recipe.data.document_mask == "segments" else None
+    return hessians(model.eval(), prepared.train, recipe.model.context, rows, bos)
+
+
+def decoded(recipe: Recipe, made: Made) -> Model:
+    """The model as its artifact gives it back: what is scored when an artifact is."""
+    model = build_model(recipe)
+    put(model, _tensors(container.from_bytes(container.to_bytes(made.planes, made.facts))), "artifact")
+    return model
 
 
 def build_model(recipe: Recipe) -> Model:

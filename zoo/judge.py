@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo import machine
+from zoo.artifact import decoded, inputs_for, make
 from zoo.core.part import ConfigError
 from zoo.cost import cost_of
 from zoo.model import Model
@@ -48,6 +49,26 @@ def further(model: Model, recipe: Recipe, prepared: Prepared, say: Say | None = 
             seconds=time.perf_counter() - began,
         )
     return found
+
+
+def shipped(model: Model, recipe: Recipe, prepared: Prepared, say: Say | None = None) -> tuple[int, dict[str, Scored]]:
+    """Bytes of the artifact that the recipe's codec makes of a model, and the score of what comes out of it, by its label.
+
+    Raises:
+        ConfigError: weights that the codec cannot store, or a library that is not installed.
+    """
+    began = time.perf_counter()
+    if say is not None:
+        say(f"writing the artifact, {recipe.codec.part.kind}")
+    made = make(recipe, prepared.tokenizer, model, recipe.codec, inputs_for(recipe.codec, recipe, prepared, model))
+    own = score(decoded(recipe, made).to(next(model.parameters()).device), recipe, prepared, None, say)
+    scored = Scored(
+        bits_per_byte=own.bits_per_byte,
+        nats_per_token=own.nats_per_token,
+        code_length=recipe.evaluate.scorer.part.code_length,
+        seconds=time.perf_counter() - began,
+    )
+    return made.size, {f"artifact {recipe.codec.part.kind}": scored}
 
 
 def check_scorers(recipe: Recipe, prepared: Prepared) -> None:

@@ -108,7 +108,7 @@ class Recipe(Knobs):
     optim: dict[Role, Optimizer.Config] = Field(default_factory=dict)
     schedule: Schedule.Config = Schedule.pick("constant")
     average: Average.Config = Average.pick("none")
-    codec: Codec.Config | None = None  # how the artifact is written, whose bytes and score are then columns; None: none
+    codec: Codec.Config | None = None  # how the artifact is written; its bytes and score are then columns
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     machine: MachineConfig = Field(default_factory=MachineConfig)

@@ -64,7 +64,6 @@ class Result(Knobs):
     valid_loss: float | None = None
     bits_per_byte: float | None = None
     artifact_bytes: int | None = None  # of the file that the recipe's codec makes of the scored weights, code left out
-    artifact_bits_per_byte: float | None = None  # of the weights as that file gives them back
     valid_tokens: int = 0
     valid_bytes: int = 0
     scores: dict[str, Scored] = {}  # by the scorer's label, of those in [evaluate] also

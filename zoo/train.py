@@ -23,7 +23,7 @@ from zoo.core.part import ConfigError
 from zoo.core.wires import noise_key
 from zoo.data.batches import Batches
 from zoo.fallback import with_less
-from zoo.judge import averaged, further, result_of, score
+from zoo.judge import averaged, further, result_of, score, shipped
 from zoo.model import Model, Out
 from zoo.optim.slots import Average, Optimizer, Schedule
 from zoo.recipe import Recipe
@@ -78,9 +78,10 @@ def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch, signal
         with averaged(loop.model, loop.average):
             final = score(loop.model, recipe, prepared, None, loop.scoring)
             scores = further(loop.model, recipe, prepared, loop.scoring)
+            size, coded = (None, {}) if recipe.codec is None else shipped(loop.model, recipe, prepared, loop.scoring)
             with writing(folder):
                 loop.save(folder / "checkpoints")
-    return result_of(loop, "done", "", final, scores)
+    return result_of(loop, "done", "", final, scores | coded).model_copy(update={"artifact_bytes": size})
 
 
 def batches_of(recipe: Recipe, prepared: Prepared) -> Batches:

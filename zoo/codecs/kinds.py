@@ -96,6 +96,8 @@ class Mixed(Codec, kind="mixed"):
             return "float16"
         return next((rule.store for rule in self.config.rules if rule.fits(weight)), "int8")
 
-    def unmatched(self, weights: Sequence[Weight]) -> list[str]:
-        """Rules that speak of no tensor at all: a misspelt pattern, or a part that this arm lacks."""
-        return [rule.match for rule in self.config.rules if not any(map(rule.fits, weights))]
+    def remarks(self, weights: Sequence[Weight]) -> list[str]:
+        """Rules of one's own that speak of no tensor at all: a misspelt pattern, or a part that this arm lacks."""
+        own = [rule for rule in self.config.rules if rule not in type(self.config).model_fields["rules"].default]
+        idle = [rule.match for rule in own if not any(map(rule.fits, weights))]
+        return [f"codec.rules: no tensor is called {match!r}" for match in idle]

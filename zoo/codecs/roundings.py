@@ -52,11 +52,12 @@ class GPTQ(ClipSearch, kind="gptq"):
     Source: GPTQ, arXiv:2210.17323; columns in their own order, damping as there.
     """
 
-    needs_inputs = True
-
     class Config(ClipSearch.Config):
         rows: PositiveInt = 32  # of training text that show what the matrices' inputs are
         damping: Annotated[float, Field(gt=0.0)] = 0.01  # of the mean square of the inputs, added to all of them
+
+        def rows_wanted(self) -> int:
+            return self.rows
 
     config: Config
 

@@ -52,12 +52,14 @@ class Stored(NamedTuple):
 
 
 class Rounding(Part, slot="rounding"):
-    """How a table of numbers becomes codes and scales: ``(table, largest code, Hessian) -> codes, scales``.
+    """How a table of numbers becomes codes and scales: ``(table, largest code, Hessian) -> codes, scales``."""
 
-    ``needs_inputs``: whether it wants to know what the matrices are multiplied with.
-    """
+    class Config(PartConfig):
+        """Knobs that survive a swap of rounding."""
 
-    needs_inputs = False
+        def rows_wanted(self) -> int:
+            """Rows of training text by which it wants to know what the matrices are multiplied with; 0: it does not."""
+            return 0
 
     def __init__(self, config: Rounding.Config) -> None:
         self.config = config
@@ -114,12 +116,16 @@ class Codec(Part, slot="codec"):
         """How one tensor is stored: a key of LEVELS or of PLAIN."""
         raise NotImplementedError
 
+    def remarks(self, weights: Sequence[Weight]) -> list[str]:
+        """What somebody who wrote this codec's knobs for such weights may have overlooked."""
+        return []
+
     def encode(self, weights: Iterable[Weight], hessians: Hessians | None = None) -> Iterator[Stored]:
         """Prune and round, tensor by tensor.
 
         Args:
             weights: a model's, see ``weights_of``.
-            hessians: of the matrices whose inputs are known; for a rounding that ``needs_inputs``.
+            hessians: of the matrices whose inputs are known; for a rounding with ``rows_wanted``.
 
         Raises:
             ConfigError: a number that is none, or too large for its storage.

@@ -65,6 +65,7 @@ class Row(NamedTuple):
     plan: str  # hash of the evaluation plan: rows of different plans are never ranked together
     group: str  # that plan in words
     tokens: str  # hash of the tokenizer: nats per token are compared only where it is equal
+    artifact_bytes: int | None = None  # of the largest seed's, code left out
     scores: tuple[tuple[str, float | None], ...] = ()  # of further scorers: heading of the column, mean bits per byte
 
 
@@ -148,6 +149,7 @@ def _row(own: Sequence[Entry], c: Comparison, is_baseline: bool, baseline: Mappi
         notes=_notes(own),
         plan=plan_hash(first),
         group=plan_in_words(first),
+        artifact_bytes=max((r.artifact_bytes for r in done if r.artifact_bytes is not None), default=None),
         tokens=first.result.plan.tokens if first.result.plan else first.result.facts.get("data", ""),
     )
 

@@ -46,7 +46,14 @@ STATISTICS = (
 )
 OTHER_TOKENS = "Nats per token are left out in rows whose tokenizer is not the first row's: they count other units."
 
-OPTIONAL = ("95% interval", "resampled", "Holm p", "smallest effect", "verdict")  # shown where some row has them
+OPTIONAL = (
+    "95% interval",
+    "resampled",
+    "Holm p",
+    "smallest effect",
+    "verdict",
+    "artifact",
+)  # shown where some row has them
 
 
 def _cells(row: Row, tokens: str) -> dict[str, str]:
@@ -63,6 +70,7 @@ def _cells(row: Row, tokens: str) -> dict[str, str]:
         "valid loss": significant(row.valid_loss) if comparable else "",
         "bits/byte": bits if row.sd is None else f"{bits} ± {significant(row.sd)}",
         "difference": signed(row.difference),
+        "artifact": count(row.artifact_bytes),
         **{heading: significant(value) for heading, value in row.scores},
         "95% interval": span(row.interval_low, row.interval_high),
         "resampled": span(row.bootstrap_low, row.bootstrap_high),
