@@ -56,7 +56,7 @@ def faults_in_words() -> Iterator[None]:
         typer.echo(f"error: {fault}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("Stopped. Finished trials are kept: give the same command again to go on.", err=True)
+        typer.echo("Stopped. Finished trials and checkpoints are kept: give the same command again to go on.", err=True)
         raise typer.Exit(130) from None
 
 
@@ -73,8 +73,17 @@ def run(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Where results go.  [default: results/<name of the recipe>]")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Trials at once; without it as many as find their threads, on a GPU one.")
+        int | None,
+        typer.Option(min=0, help="Trials at once; without it as many as find their threads. 0: in this process."),
     ] = None,
+    devices: Annotated[str | None, typer.Option(metavar="0,1", help="The GPUs to use; without it one.")] = None,
+    per_device: Annotated[int | None, typer.Option(min=1, help="Trials at once on each GPU.  [default: 1]")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Give up a trial that takes longer.")
+    ] = None,
+    silence_limit: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Give up a trial that does no batch for so long. 0: never.")
+    ] = 1800.0,
     refresh: Annotated[bool, typer.Option("--refresh", help="Train stale results again, too.")] = False,
     no_guards: Annotated[
         bool, typer.Option("--no-guards", help="Probe no trial for leaks before it trains; every result is marked.")
@@ -85,13 +94,16 @@ def run(
 
     with faults_in_words():
         from zoo.report import session
+        from zoo.trials import places
 
         console = Console()
         grid = session.open_grid(recipe, profile, sets or [], seeds, device, console)
         if dry_run:
             session.dry_run(grid, only, console)
             return
-        fine = session.run_grid(grid, only, out, refresh, workers, console, not no_guards)
+        limits = places.Limits(time_limit, silence_limit or None)
+        execution = places.Execution(workers, devices, per_device, limits)
+        fine = session.run_grid(grid, only, out, refresh, execution, console, not no_guards)
     raise typer.Exit(0 if fine else 1)
 
 

@@ -30,7 +30,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def run(folder: Path, seeds: int) -> list[Finished]:
     recipe = write(folder, PROMPTS)
-    done = CliRunner().invoke(app, [str(recipe), "--out", str(folder / "out"), "--workers", "1", "--seeds", str(seeds)])
+    done = CliRunner().invoke(app, [str(recipe), "--out", str(folder / "out"), "--workers", "0", "--seeds", str(seeds)])
     assert done.exit_code == 0, done.output
     return [open_trial(f"baseline-seed{seed}", folder / "out") for seed in range(seeds)]
 

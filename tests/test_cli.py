@@ -41,7 +41,7 @@ def call(*words: object) -> Ended:
     """One command in this process; an exception that gets out is a failure of the test."""
     given = [str(word) for word in words]
     trains = given[0] not in ("list", "show") and "--dry-run" not in given
-    ended = CliRunner().invoke(ablate.app, [*given, *(["--workers", "1"] if trains else [])])
+    ended = CliRunner().invoke(ablate.app, [*given, *(["--workers", "0"] if trains else [])])
     if ended.exception is not None and not isinstance(ended.exception, SystemExit):
         raise ended.exception
     return ended
@@ -155,7 +155,7 @@ def test_an_interrupt_keeps_what_is_finished_and_says_how_to_go_on(
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
 def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     recipe = write(tmp_path)
-    command = [sys.executable, str(ROOT / "ablate.py"), str(recipe), "--set", "train.steps=1000000", "--workers", "1"]
+    command = [sys.executable, str(ROOT / "ablate.py"), str(recipe), "--set", "train.steps=1000000", "--workers", "0"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     try:
         for line in running.stdout:

@@ -18,7 +18,7 @@ from zoo.trials.open import open_trial
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("open")
     recipe = write(folder, '[grid]\nseeds = 2\n"model.layer.ffn.hidden_dim" = [32, 40]\n[average]\nkind = "ema"\n')
-    done = CliRunner().invoke(app, [str(recipe), "--out", str(folder / "out"), "--workers", "1"])
+    done = CliRunner().invoke(app, [str(recipe), "--out", str(folder / "out"), "--workers", "0"])
     assert done.exit_code == 0, done.output
     return folder / "out"
 

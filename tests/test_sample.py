@@ -16,7 +16,7 @@ from zoo.report.terminal import printable
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
-    done = CliRunner().invoke(app, [str(write(folder)), "--out", str(folder / "out"), "--workers", "1"])
+    done = CliRunner().invoke(app, [str(write(folder)), "--out", str(folder / "out"), "--workers", "0"])
     assert done.exit_code == 0, done.output
     return folder / "out"
 

@@ -19,7 +19,7 @@ from recipes import write
 from zoo.core.part import ConfigError
 from zoo.recipe import Recipe, dumps
 from zoo.resolve import loads
-from zoo.result import Result
+from zoo.result import Progress, Result
 from zoo.trials import run as executor
 from zoo.trials.address import address
 from zoo.trials.grid import plan
@@ -45,8 +45,8 @@ class Silent:
     def begin(self, trial: executor.Trial, number: int, total: int) -> None:
         self.begun.append(f"{number}/{total} {trial.recipe.variant} {trial.recipe.train.seed}")
 
-    def step(self, trial: executor.Trial, progress: object) -> None:
-        self.steps += 1
+    def step(self, trial: executor.Trial, progress: Progress) -> None:
+        self.steps += progress.scoring is None
 
     def end(self, outcome: Outcome) -> None:
         self.ended.append(outcome)
@@ -69,7 +69,7 @@ def make(folder: Path, more: str = "") -> tuple[Ready, Store]:
 
 def go(folder: Path, ready: Ready, store: Store, refresh: bool = False) -> tuple[list[Outcome], Silent]:
     view = Silent()
-    return list(run(ready, store, folder, view, refresh, workers=1)), view
+    return list(run(ready, store, folder, view, refresh)), view
 
 
 GRID = "[grid]\n'model.layer.ffn' = ['swiglu', 'relu2']\nseeds = 2\n"

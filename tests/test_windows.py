@@ -172,7 +172,7 @@ def test_further_scorers_have_columns_of_their_own(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     more = '[evaluate]\nalso = ["rolling", { kind = "sliding", stride = 4 }]\n[kinds.scorer.rolling]\nstride = 8\n'
     out = tmp_path / "out"
-    done = CliRunner().invoke(app, [str(write(tmp_path, more)), "--out", str(out), "--workers", "1"])
+    done = CliRunner().invoke(app, [str(write(tmp_path, more)), "--out", str(out), "--workers", "0"])
     assert done.exit_code == 0, done.output
     trial = open_trial("baseline", out)
     found, text = trial.result.scores, trial.text()

@@ -29,7 +29,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def results(out: Path) -> dict[str, dict[str, object]]:
-    timed = ("seconds", "tokens_per_second", "peak_memory")
+    timed = ("seconds", "tokens_per_second", "peak_memory", "wall")
     found = {}
     for file in out.glob("*/result.json"):
         table = json.loads(file.read_text())
@@ -67,7 +67,7 @@ def test_a_killed_worker_costs_its_trial_and_the_grid_goes_on(tmp_path: Path) ->
 
 def variants() -> str:
     return "".join(
-        f'\n[[grid.variant]]\nname = "{n}"\nset = {{ "train.seed" = {i} }}\n' for i, n in enumerate("abc", 1)
+        f'\n[[grid.variant]]\nname = "{n}"\nset = {{ "train.steps" = {i} }}\n' for i, n in enumerate("abc", 1)
     )
 
 

@@ -44,6 +44,9 @@ class Signals(NamedTuple):
 
     say: Callable[[str], None] = _nothing  # a line for people, e.g. that it goes on from a checkpoint
     alive: Callable[[], None] = _nothing  # before every batch, trained or scored
+    stop: Callable[[], bool] = lambda: (
+        False
+    )  # asked after every step: whether to keep the run as it is and raise Stopped
 
 
 class Result(Knobs):
@@ -71,6 +74,7 @@ class Result(Knobs):
     active_parameters: int = 0
     flops_per_token: float = 0.0
     peak_memory: int = 0
+    wall: float = 0.0  # seconds from being taken up to being stored, the last time: probes, training, scoring
     plan: Plan | None = None  # how it was scored; scores of different plans are not compared
     facts: dict[str, str] = {}
     notes: tuple[str, ...] = ()

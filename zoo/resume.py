@@ -26,6 +26,10 @@ FOLDER = "resume"  # in a trial's folder, until the trial is over
 KEEP = 2  # the newest may be damaged
 
 
+class Stopped(Exception):
+    """A run that was asked to stop has been kept as it is."""
+
+
 class Keeper:
     """Writes a run's checkpoints when they are due, and brings the newest whole one back.
 
@@ -63,8 +67,12 @@ class Keeper:
         """Keep the run as it is now, if it is time.
 
         Raises:
-            ConfigError: the disk is full or the folder cannot be written; earlier checkpoints stay.
+            Stopped: it was asked for.
+            Unwritable: the disk is full or the folder cannot be written; earlier checkpoints stay.
         """
+        if self.loop.signals.stop():
+            self.keep()
+            raise Stopped
         plan, step = self.loop.recipe.train, self.loop.step
         by_steps = plan.checkpoint_every is not None and step % plan.checkpoint_every == 0
         minutes = plan.checkpoint_minutes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -21,9 +22,11 @@ from zoo.report.terminal import print_table
 from zoo.report.units import bytes_of, flops, scaled
 from zoo.trials.check import check, locate, memory
 from zoo.trials.grid import Grid, plan
+from zoo.trials.places import Execution, Limits, places_for
 from zoo.trials.run import Outcome, Ready, data_key, make_ready, run, stored, with_known_vocabularies
 from zoo.trials.stages import beyond_plan, staged, stopped
-from zoo.trials.store import Store, slug, write_whole
+from zoo.trials.store import RESULT, Store, slug, write_whole
+from zoo.trials.workers import Crew
 
 
 def open_grid(
@@ -79,7 +82,7 @@ def run_grid(
     only: str,
     out: Path | None,
     refresh: bool,
-    workers: int | None,
+    execution: Execution,
     console: Console,
     guarded: bool = True,
 ) -> bool:
@@ -92,13 +95,15 @@ def run_grid(
     store = Store(root)
     outcomes: list[Outcome] = []
     wanted = grid.only(only)
-    with view_for(console) as view:
+    with view_for(console) as view, _crew(grid, wanted, execution) as crew:
+        if crew is not None and len(list(root.glob(f"[!.]*/{RESULT}"))) < len(wanted) * len(grid.seeds):
+            crew.start()  # while the text is being prepared
         text = {data_key(arm.recipe) for arm in wanted}  # arms on other text are neither trained nor looked up
         everything = make_ready(grid, [arm for arm in grid.arms if data_key(arm.recipe) in text], view)
 
         def train(ready: Ready) -> Iterator[Outcome]:
             trials = tuple(t._replace(guarded=guarded) for t in ready.trials)
-            return run(ready._replace(trials=trials), store, grid.folder, view, refresh, workers)
+            return run(ready._replace(trials=trials), store, grid.folder, view, refresh, crew)
 
         try:
             for outcome in staged(grid, wanted, everything, train, view):
@@ -112,6 +117,18 @@ def run_grid(
         _write_cards(known, everything, store)
     _print(known, grid, root, console, beside)
     return all(outcome.result.status == "done" for outcome in outcomes)
+
+
+def _crew(grid: Grid, wanted: Sequence[Arm], how: Execution) -> AbstractContextManager[Crew | None]:
+    """The processes that train, not started yet; None where trials run in this one."""
+    if how.workers == 0:
+        if how.limits != Limits():
+            raise ConfigError("--workers 0: a trial in this process cannot be given up; limits need worker processes")
+        return nullcontext()
+    places = places_for(
+        [arm.recipe for arm in wanted], len(wanted) * len(grid.seeds), how.workers, how.devices, how.per_device
+    )
+    return Crew(grid.folder, places, how.limits)
 
 
 def _with_earlier(

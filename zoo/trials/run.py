@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+import torch
 
 from zoo import guards, machine
 from zoo.checkpoint import Unwritable, writing
@@ -16,14 +19,16 @@ from zoo.data.prepare import Prepared, prepare
 from zoo.judge import check_scorers
 from zoo.recipe import Recipe
 from zoo.result import Progress, Result, Signals, notes
+from zoo.resume import Stopped
 from zoo.scoring.plan import plan_of
 from zoo.train import train
 from zoo.trials.address import address, code_hash
 from zoo.trials.check import Forecast, check, locate
 from zoo.trials.grid import Arm, Grid, trial_recipe
+from zoo.trials.places import longest_first
 from zoo.trials.store import Store
 from zoo.trials.vocabulary import GUESS, known_vocabulary, with_vocabulary
-from zoo.trials.workers import side_by_side
+from zoo.trials.workers import Crew
 
 FINAL = ("done", "diverged")  # a trial with one of these is finished; one that failed is tried again
 
@@ -127,11 +132,12 @@ def text_of(recipe: Recipe, folder: Path, preparing: Callable[[str, float, str],
 
 
 def run(
-    ready: Ready, store: Store, folder: Path, view: View, refresh: bool = False, workers: int | None = None
+    ready: Ready, store: Store, folder: Path, view: View, refresh: bool = False, crew: Crew | None = None
 ) -> Iterator[Outcome]:
     """Train what is not finished yet, and yield every outcome as it comes.
 
-    A trial that raises is recorded as failed with its reason, one that diverges as diverged, and the grid goes on.
+    A trial that raises is recorded as failed with its reason, one that diverges as diverged, and the grid goes on. Trials of
+    one address are one trial under several names: it is trained once.
 
     Args:
         ready: trials and text.
@@ -139,40 +145,43 @@ def run(
         folder: where relative paths of the recipe start from.
         view: told of everything.
         refresh: train again what was trained by other source code.
-        workers: trials at once; None: on a CPU as many as find threads, else one. One trains in this process.
+        crew: the processes that train; None: this one, trial after trial, so that a crash ends all.
+
+    Raises:
+        ConfigError: what would keep any trial from being stored, such as a full disk.
     """
-    todo = []
+    todo, twins = [], []
     for number, trial in enumerate(ready.trials, 1):
         earlier = stored(trial, store)
         if earlier is not None and earlier.result.status in FINAL and not (refresh and earlier.stale):
             view.end(earlier)
             yield earlier
+        elif any(trial.address == other.address for _, other in todo):
+            twins.append(trial)
         else:
             todo.append((number, trial))
-    at_once = min(len(todo), places(ready.trials) if workers is None else workers)
-    for outcome in _trained(todo, ready, store, folder, view, at_once):
+    for outcome in _trained(todo, ready, store, folder, view, crew):
         view.end(outcome)
         yield outcome
-
-
-def places(trials: Sequence[Trial]) -> int:
-    """How many of these trials may run at once: on a CPU as many as find the threads they ask for, elsewhere one."""
-    if any(trial.recipe.machine.device != "cpu" for trial in trials):
-        return 1
-    return max(1, machine.settle_threads(0) // max(trial.recipe.machine.threads for trial in trials))
+    for twin in twins:
+        if (outcome := stored(twin, store)) is not None:
+            view.end(outcome)
+            yield outcome
 
 
 def _trained(
-    todo: Sequence[tuple[int, Trial]], ready: Ready, store: Store, folder: Path, view: View, workers: int
+    todo: Sequence[tuple[int, Trial]], ready: Ready, store: Store, folder: Path, view: View, crew: Crew | None
 ) -> Iterator[Outcome]:
     total = len(ready.trials)
-    if workers <= 1:
+    if crew is None:
         for number, trial in todo:
             view.begin(trial, number, total)
             result = train_one(trial, ready.prepared[data_key(trial.recipe)], store, folder, view)
             yield Outcome(trial, result, True, False)
         return
-    for trial, result, why in side_by_side(todo, total, store, folder, view, workers):
+    if len(crew.places) > 1:
+        todo = longest_first([(item, item[1].forecast, item[1].recipe.train.seconds) for item in todo])
+    for trial, result, why in crew.train(todo, total, store, view):
         yield Outcome(trial, result or _lost(trial, ready, store, folder, why), True, False)
 
 
@@ -209,7 +218,8 @@ def train_one(
     store: Store,
     folder: Path,
     view: Watcher,
-    alive: Callable[[], None] = lambda: None,
+    alive: Callable[[], None] = Signals().alive,
+    stop: Callable[[], bool] = Signals().stop,
 ) -> Result:
     """Train one trial, from its newest checkpoint on, and store what it came to, whatever that is.
 
@@ -220,20 +230,23 @@ def train_one(
         folder: where relative paths of the recipe start from.
         view: told of its progress.
         alive: called before every batch.
+        stop: asked after every step.
 
     Raises:
+        Stopped: ``stop`` said so; the run has been kept as it is.
         Unwritable: the disk is full, or the store cannot be written; what has been kept stays.
     """
+    began = time.perf_counter()
     with store.opened(trial.recipe, trial.address, folder, code_hash(trial.recipe)) as draft:
         try:
             if trial.guarded:
                 guards.inspect(trial.recipe, prepared, code_hash(trial.recipe))
             name = f"{trial.recipe.variant} seed {trial.recipe.train.seed}"
-            signals = Signals(say=lambda line: view.say(f"    {name}: {line}"), alive=alive)
+            signals = Signals(say=lambda line: view.say(f"    {name}: {line}"), alive=alive, stop=stop)
             result = train(trial.recipe, prepared, draft.folder, partial(view.step, trial), signals)
             result = guards.judged(result, prepared, trial.guarded)
-        except Unwritable:
-            raise  # it would hit every other trial, too
+        except (Unwritable, Stopped):
+            raise  # no fault of this trial
         except guards.Refused as fault:
             result = _failed(trial, prepared, fault).model_copy(update={"status": "refused", "reason": str(fault)})
         except Exception as fault:
@@ -241,9 +254,11 @@ def train_one(
                 (draft.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
             result = _failed(trial, prepared, fault)
         more = {"address": trial.address, "facts": {**result.facts, "code": code_hash(trial.recipe)}}
-        result = result.model_copy(update=more)
+        result = result.model_copy(update={**more, "wall": time.perf_counter() - began})
         draft.commit(result)
     machine.release_memory()
+    if trial.recipe.train.compile != "none":
+        torch._dynamo.reset()  # what it knows of one trial must not change how another is compiled
     return result
 
 

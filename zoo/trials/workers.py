@@ -1,113 +1,188 @@
 """Several trials side by side, each in a process of its own.
 
-A worker is started once and takes one trial after another; one that dies (killed by the system, a crash in native code) costs
-the trial it had, and another worker takes its place.
+A worker is started once and takes one trial after another. One that fails in any way (killed by the system, a crash in native
+code, a trial that raised, one that hangs or takes too long) costs the trial it had, and a fresh one takes its place. Workers
+end with their parent, however that ends.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
+import time
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection, wait
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from zoo.recipe import Recipe, dumps
+from zoo.core.part import ConfigError
+from zoo.recipe import dumps
 from zoo.result import Progress, Result
-from zoo.trials.check import Forecast
+from zoo.trials.places import Limits, Place
+from zoo.trials.serving import Job, serve
 from zoo.trials.store import Store
 
 if TYPE_CHECKING:
     from zoo.trials.run import Trial, View
 
-
-class Job(NamedTuple):
-    """A trial as it is sent to a worker: the recipe travels as text, since a plug-in's classes cannot."""
-
-    text: str
-    address: str
-    forecast: Forecast
-    guarded: bool
+GRACE = 15.0  # seconds in which workers that are asked to stop may finish a step and write a checkpoint
+Lost = tuple["Trial", Result | None, str]  # a trial with its result, or None and why there is none
 
 
 class Worker:
-    """One process and the pipe to it."""
+    """One process, the pipe to it, and when it was last known to be alive."""
 
-    def __init__(self, store: Path, folder: Path) -> None:
+    def __init__(self, folder: Path, place: Place) -> None:
         context = multiprocessing.get_context("spawn")  # a forked copy of a threaded torch may hang
+        self.place = place
+        self.beats = context.RawValue("Q", 0)
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, store, folder), daemon=True)
-        self.process.start()
+        self.process = context.Process(target=serve, args=(theirs, folder, place, self.beats), daemon=True)
+        with _interrupts_held_back():
+            self.process.start()
         theirs.close()
         self.trial: Trial | None = None
 
-    def give(self, trial: Trial) -> None:
+    def give(self, trial: Trial, store: Store) -> None:
         """Have it train a trial."""
-        self.trial = trial
-        self.pipe.send(Job(dumps(trial.recipe), trial.address, trial.forecast, trial.guarded))
+        self.trial, self.began, self.heard, self.seen = trial, None, time.monotonic(), self.beats.value
+        with suppress(OSError):  # it is dead: its pipe will say so
+            self.pipe.send(Job(dumps(trial.recipe), trial.address, trial.forecast, trial.guarded, store.root))
 
-    def stop(self) -> None:
-        """End the process, whatever it is doing."""
-        self.process.terminate()
-        self.process.join(5)
+    def overdue(self, limits: Limits) -> str:
+        """Why its trial is to be given up now, or nothing."""
+        now = time.monotonic()
+        if self.beats.value != self.seen:
+            self.heard, self.seen = now, self.beats.value
+            self.began = self.began or now
+        if self.began is None:
+            late = limits.start is not None and now - self.heard > limits.start
+            return f"its process did not start within {limits.start:g} s" if late else ""
+        if limits.time is not None and now - self.began > limits.time:
+            return f"took longer than --time-limit {limits.time:g} s"
+        if limits.silence is not None and now - self.heard > limits.silence:
+            return f"hung: not a single batch in {limits.silence:g} s (--silence-limit)"
+        return ""
+
+    def ask_to_stop(self) -> None:
+        """Have it write a checkpoint and end."""
+        self.pipe.close()
         if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+            self.process.terminate()
+
+    def kill(self) -> None:
+        """End the process now, whatever it is doing."""
+        self.process.kill()
+        self.process.join()
         self.pipe.close()
 
 
-def side_by_side(
-    trials: Sequence[tuple[int, Trial]], total: int, store: Store, folder: Path, view: View, n_workers: int
-) -> Iterator[tuple[Trial, Result | None, str]]:
-    """Train trials in ``n_workers`` processes and yield each with its result, or None and why there is none.
+class Crew:
+    """Workers that train trials; use it as a context, at whose end they stop.
 
     Args:
-        trials: with their numbers in the grid.
-        total: how many trials the grid has.
-        store: where results live.
         folder: where relative paths of the recipe start from.
-        view: told of everything.
-        n_workers: processes at once.
+        places: one for each worker.
+        limits: when a trial is given up.
     """
-    waiting = list(trials)
-    workers: list[Worker] = []
-    try:
-        while waiting or any(worker.trial for worker in workers):
-            while waiting and len(workers) < min(n_workers, len(trials)):
-                workers.append(Worker(store.root, folder))
-            for worker in workers:
+
+    def __init__(self, folder: Path, places: Sequence[Place], limits: Limits = Limits()) -> None:
+        self.folder, self.places, self.limits = folder, list(places), limits
+        self.workers: list[Worker] = []
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, n_trials: int | None = None) -> None:
+        """Start the workers that are missing, no more than ``n_trials``. It returns before they are ready."""
+        wanted = len(self.places) if n_trials is None else min(n_trials, len(self.places))
+        free = list(self.places)
+        for worker in self.workers:
+            free.remove(worker.place)
+        while len(self.workers) < wanted:
+            self.workers.append(Worker(self.folder, free.pop(0)))
+
+    def stop(self) -> None:
+        """End all workers, those that train with a checkpoint if they can make one in time."""
+        try:
+            for worker in self.workers:
+                worker.ask_to_stop()
+            deadline = time.monotonic() + GRACE
+            for worker in self.workers:
+                worker.process.join(max(0.0, deadline - time.monotonic()))
+        finally:  # a second interrupt does not wait
+            for worker in self.workers:
+                worker.kill()
+            self.workers.clear()
+
+    def train(self, trials: Sequence[tuple[int, Trial]], total: int, store: Store, view: View) -> Iterator[Lost]:
+        """Train trials in their order and yield each with its result, or None and why there is none.
+
+        Args:
+            trials: with their numbers in the grid.
+            total: how many trials the grid has.
+            store: where results live.
+            view: told of everything.
+
+        Raises:
+            ConfigError: what keeps any trial from being trained: a full disk, a store that cannot be written.
+        """
+        waiting = list(trials)
+        while waiting or any(worker.trial for worker in self.workers):
+            self.start(len(waiting) + sum(worker.trial is not None for worker in self.workers))
+            for worker in self.workers:
                 if waiting and worker.trial is None:
                     number, trial = waiting.pop(0)
                     view.begin(trial, number, total)
-                    worker.give(trial)
-            ready = wait([worker.pipe for worker in workers if worker.trial])
-            for worker in [w for w in workers if w.pipe in ready]:
-                yield from _hear(worker, workers, view)
-    finally:
-        for worker in workers:
-            worker.stop()
+                    worker.give(trial, store)
+            busy = [worker for worker in self.workers if worker.trial]
+            ready = wait([worker.pipe for worker in busy], self._patience())
+            for worker in busy:
+                if worker.pipe in ready:
+                    yield from self._hear(worker, view)
+                elif why := worker.overdue(self.limits):
+                    yield self._lose(worker, why)
 
+    def _patience(self) -> float:
+        """Seconds between two looks at whether workers are alive."""
+        return min(1.0, *(limit / 4 for limit in self.limits if limit is not None), 1.0)
 
-def _hear(worker: Worker, workers: list[Worker], view: View) -> Iterator[tuple[Trial, Result | None, str]]:
-    """One message of a worker; a pipe that closed means that the process has died."""
-    trial = worker.trial
-    assert trial is not None
-    try:
-        what, table = worker.pipe.recv()
-    except (EOFError, OSError):
-        workers.remove(worker)
-        worker.stop()
-        yield trial, None, _death(worker.process.exitcode)
-        return
-    if what == "say":
-        view.say(table["line"])
-        return
-    if what == "step":
-        view.step(trial, Progress(**table))
-        return
-    worker.trial = None
-    yield trial, Result.model_validate(table), ""
+    def _hear(self, worker: Worker, view: View) -> Iterator[Lost]:
+        """One message of a worker; a pipe that closed means that the process has died."""
+        trial = worker.trial
+        assert trial is not None
+        try:
+            what, table = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join(5.0)
+            code = worker.process.exitcode
+            yield self._lose(worker, _death(code))
+            return
+        if what == "say":
+            view.say(table["line"])
+        elif what == "step":
+            view.step(trial, Progress(**table))
+        elif what == "stop":
+            raise ConfigError(table["why"])
+        else:
+            worker.trial = None
+            result = Result.model_validate(table)
+            if result.status == "failed":  # who knows what it left behind in its process
+                self._dismiss(worker)
+            yield trial, result, ""
+
+    def _lose(self, worker: Worker, why: str) -> Lost:
+        self._dismiss(worker)
+        assert worker.trial is not None
+        return worker.trial, None, why
+
+    def _dismiss(self, worker: Worker) -> None:
+        self.workers.remove(worker)
+        worker.kill()
 
 
 def _death(code: int | None) -> str:
@@ -118,41 +193,14 @@ def _death(code: int | None) -> str:
     return f"its process ended with exit code {code}"
 
 
-def serve(pipe: Connection, root: Path, folder: Path) -> None:
-    """What a worker does: trials from the pipe, progress and results into it, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then stops its workers
-    from zoo import plugins
-    from zoo.data.prepare import Prepared
-    from zoo.resolve import loads
-    from zoo.trials.grid import Arm
-    from zoo.trials.run import Trial, data_key, text_of, train_one
-
-    class Relay:
-        def say(self, line: str) -> None:
-            pipe.send(("say", {"line": line}))
-
-        def step(self, trial: Trial, progress: Progress) -> None:
-            pipe.send(("step", progress._asdict()))
-
-    prepared: dict[str, Prepared] = {}
-    while True:
-        try:
-            job: Job = pipe.recv()
-        except (EOFError, OSError):
-            return
-        recipe = _understood(job.text, folder, plugins, loads)
-        trial = Trial(Arm(recipe.variant, recipe), recipe, job.forecast, job.address, job.guarded)
-        key = data_key(recipe)
-        if key not in prepared:
-            prepared[key] = text_of(recipe, folder)
-        result = train_one(trial, prepared[key], Store(root), folder, Relay())
-        pipe.send(("end", result.model_dump(mode="json")))
-
-
-def _understood(text: str, folder: Path, plugins: Any, loads: Any) -> Recipe:
-    import tomllib
-
-    plugins.discover()
-    for plugin in tomllib.loads(text).get("plugins", ()):
-        plugins.load(folder / plugin)
-    return loads(text)
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A process that is started inside never hears Ctrl-C: that is for its parent, which then stops its workers."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

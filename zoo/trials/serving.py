@@ -1,0 +1,117 @@
+"""A worker's own side: it takes trials from a pipe and sends progress and results back."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.core.part import ConfigError
+from zoo.recipe import Recipe
+from zoo.result import Progress
+from zoo.trials.check import Forecast
+from zoo.trials.places import Place
+from zoo.trials.store import Store
+
+if TYPE_CHECKING:
+    from zoo.trials.run import Trial
+
+
+class Job(NamedTuple):
+    """A trial as it is sent to a worker: the recipe travels as text, since a plug-in's classes cannot."""
+
+    text: str
+    address: str
+    forecast: Forecast
+    guarded: bool
+    store: Path
+
+
+class Serving:
+    """A worker's side of the pipe, and whether it has been asked to stop."""
+
+    def __init__(self, pipe: Connection, beats: Any) -> None:
+        self.pipe, self.beats, self.asked = pipe, beats, False
+
+    def send(self, what: str, **table: Any) -> None:
+        """A message to the parent; if there is none any more, this process stops as soon as it can."""
+        try:
+            self.pipe.send((what, table))
+        except OSError:
+            self.asked = True
+
+    def say(self, line: str) -> None:
+        self.send("say", line=line)
+
+    def step(self, trial: Trial, progress: Progress) -> None:
+        self.send("step", **progress._asdict())
+
+    def alive(self) -> None:
+        self.beats.value += 1
+
+    def stop(self) -> bool:
+        return self.asked
+
+    def ask(self, *_: object) -> None:
+        self.asked = True
+
+
+def serve(pipe: Connection, folder: Path, place: Place, beats: Any) -> None:
+    """What a worker does: trials from the pipe, progress and results into it, until the pipe closes."""
+    _end_with_parent()
+    serving = Serving(pipe, beats)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, serving.ask)
+    if place.gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu  # before anything asks for a GPU
+    from zoo.data.prepare import Prepared
+    from zoo.resume import Stopped
+    from zoo.trials.grid import Arm
+    from zoo.trials.run import Trial, data_key, text_of, train_one
+
+    prepared: dict[str, Prepared] = {}
+    while not serving.asked:
+        try:
+            job: Job = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            recipe = _understood(job.text, folder)
+            if place.gpu:
+                on_it = recipe.machine.model_copy(update={"device": "cuda"})  # the only one that is visible here
+                recipe = recipe.model_copy(update={"machine": on_it})
+            key = data_key(recipe)
+            if key not in prepared:
+                prepared[key] = text_of(recipe, folder)
+            trial = Trial(Arm(recipe.variant, recipe), recipe, job.forecast, job.address, job.guarded)
+            serving.alive()
+            result = train_one(trial, prepared[key], Store(job.store), folder, serving, serving.alive, serving.stop)
+        except Stopped:
+            return
+        except ConfigError as fault:  # no trial's own: those are results
+            serving.send("stop", why=str(fault))
+            return
+        serving.send("end", **result.model_dump(mode="json"))
+
+
+def _end_with_parent() -> None:
+    """Have this process end when its parent does, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _understood(text: str, folder: Path) -> Recipe:
+    import tomllib
+
+    from zoo import plugins
+    from zoo.resolve import loads
+
+    plugins.discover()
+    for plugin in tomllib.loads(text).get("plugins", ()):
+        plugins.load(folder / plugin)
+    return loads(text)
