@@ -150,14 +150,14 @@ def damage(folder: Path) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text())
         known = _remembered(folder)
         for name, digest in manifest.items():
-            if known.get(name) != [digest, *_stamp(folder / name)] and _digest(folder / name) != digest:
+            if known.get(name) != [digest, *stamp(folder / name)] and _digest(folder / name) != digest:
                 return f"{name} has changed"
     except (OSError, ValueError, AttributeError) as fault:
         return f"{type(fault).__name__}: {fault}"
     return None
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def stamp(path: Path) -> tuple[int, int, int]:
     """What changes when somebody writes to a file."""
     seen = path.stat()
     return seen.st_size, seen.st_mtime_ns, seen.st_ino
@@ -172,7 +172,7 @@ def _remember(folder: Path, manifest: dict[str, str]) -> None:
     large = {name: digest for name, digest in manifest.items() if (folder / name).stat().st_size >= LARGE}
     if large:
         with suppress(OSError):
-            _notes(folder).write_text(json.dumps({name: [d, *_stamp(folder / name)] for name, d in large.items()}))
+            _notes(folder).write_text(json.dumps({name: [d, *stamp(folder / name)] for name, d in large.items()}))
 
 
 def _remembered(folder: Path) -> dict[str, list[object]]:

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterator
+import logging
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from zoo.core.part import ConfigError
-from zoo.data.slots import Document, Source
+from zoo.data import retries
+from zoo.data.cache import default_cache
+from zoo.data.digests import digest_of
+from zoo.data.slots import Document, Source, Unfinished
+
+EVERY = 256  # rows between two places that a broken stream can be taken up at
+COMMIT = re.compile(r"@([0-9a-f]{40})/")
+FIRST = 3  # tries before anything has been read: whoever has no network should not wait long
+
+
+class Mark(NamedTuple):
+    """A place in the dataset: the number of its next row, and where the library has to look for it."""
+
+    row: int
+    state: dict[str, Any] | None
+    commit: str | None
 
 
 class HubSource(Source, kind="hf"):
-    """A dataset by hub name, streamed; or a builder ("parquet", "json", "text") over local ``files``.
+    """A dataset by hub name, streamed; or a builder ("parquet", "json", "text") over local ``files``, compressed or not.
 
     A document goes to validation when the hash of its text says so, so the split needs no second pass and is the same on
-    every machine. Cap a large stream with ``data.train_bytes`` and ``data.valid_bytes``.
+    every machine. Cap a large stream with ``data.train_bytes`` and ``data.valid_bytes``. A stream that breaks is taken up
+    again at the very document, after a pause that doubles; a dataset that changes on the hub is not noticed unless
+    ``revision`` names a commit.
 
     Source: the datasets library, huggingface/datasets.
     """
@@ -30,51 +53,180 @@ class HubSource(Source, kind="hf"):
         files: tuple[str, ...] = ()  # local paths or globs, relative to the recipe
         revision: str | None = None
         valid_share: float = Field(0.01, gt=0, lt=1)
+        streaming: bool = True  # False: the dataset is downloaded as a whole first
+        shuffle_buffer: NonNegativeInt = (
+            0  # rows that are shuffled together, one buffer after the other; 0: not shuffled
+        )
+        seed: NonNegativeInt = 0  # of the shuffle
+        sample_by: Literal["line", "paragraph", "document"] = "line"  # what a row of a text file is
+        retries: PositiveInt = 8  # in a row
+
+    config: Config
+
+    def __init__(self, config: Config, base: Path) -> None:
+        super().__init__(config, base)
+        self._marks: deque[Mark] = deque()
+        self._builder: Any = None
 
     def split(self) -> tuple[Iterator[Document], Iterator[Document]]:
-        return self._documents(validation=False), self._documents(validation=True)
+        return self._part("train"), self._part("valid")
+
+    def _part(self, part: str) -> Iterator[Document]:
+        return (document for belongs, document in self.stream() if belongs == part)
+
+    def stream(self, start: int = 0, mark: Any = None) -> Iterator[tuple[str, Document]]:
+        if mark is not None:
+            self._marks = deque([Mark(*mark)])
+        size = self.config.shuffle_buffer or 1
+        block, skip = divmod(start, size)
+        rows = self._rows(block * size)
+        while buffer := list(islice(rows, size)):
+            order = range(len(buffer)) if size == 1 else self._order(block, len(buffer))
+            for i in list(order)[skip:]:
+                text = buffer[i]
+                digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+                part = "valid" if int.from_bytes(digest[:8], "big") / 2**64 < self.config.valid_share else "train"
+                yield part, Document(f"{self.config.name}[{block * size + i}]", text)
+            block, skip = block + 1, 0
+
+    def _order(self, block: int, n: int) -> list[int]:
+        """In which order the rows of a buffer come: the seed and the number of the buffer decide."""
+        words = np.frombuffer(hashlib.sha256(f"shuffle {self.config.seed} {block}".encode()).digest(), np.uint32)
+        return np.random.RandomState(words).permutation(n).tolist()
+
+    def mark(self, start: int) -> Mark:
+        size = self.config.shuffle_buffer or 1
+        found = self._mark_before(start // size * size)
+        while self._marks and self._marks[0].row < found.row:
+            self._marks.popleft()  # nobody begins before what has been prepared
+        return found
+
+    def _mark_before(self, row: int) -> Mark:
+        """The last place at or before a row."""
+        return next((mark for mark in reversed(self._marks) if mark.row <= row), Mark(0, None, self._commit()))
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.config.model_dump_json().encode())
-        for path in self._files():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        described = self.config.model_dump_json(exclude={"files", "retries", "streaming"})
+        return hashlib.sha256((described + self._content()).encode()).hexdigest()
+
+    def _content(self) -> str:
+        try:
+            return "".join(digest_of(path) for path in self._files())
+        except OSError as fault:
+            raise ConfigError(f"cannot be read: {fault.strerror}", "files", str(fault.filename)) from None
 
     def facts(self) -> dict[str, str]:
-        return {"corpus": "/".join(filter(None, (self.config.name, self.config.config, self.config.split)))}
+        cfg = self.config
+        if cfg.files:
+            return {"corpus": self.fingerprint()[:12]}
+        named = "/".join(filter(None, (cfg.name, cfg.config, cfg.split)))
+        return {"corpus": f"{named}@{cfg.revision}" if cfg.revision else named}
 
     def _files(self) -> list[Path]:
         found: list[Path] = []
-        for pattern in self.config.files:
-            matches = sorted(glob.glob(str(self.base / pattern), recursive=True))
+        for i, pattern in enumerate(self.config.files):
+            matches = sorted(glob.glob(str(self.base / Path(pattern).expanduser()), recursive=True))
             if not matches:
-                raise ConfigError("no such file", "files", pattern)
+                raise ConfigError("no such file", f"files[{i}]", pattern)
             found += map(Path, matches)
         return found
 
-    def _documents(self, validation: bool) -> Iterator[Document]:
-        for index, text in enumerate(self._texts()):
-            bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-            if (bucket < self.config.valid_share) is validation and text:
-                yield Document(f"{self.config.name}[{index}]", text)
+    def _rows(self, at: int) -> Iterator[str]:
+        """The texts of all rows from number ``at`` on, whatever the network does meanwhile.
 
-    def _texts(self) -> Iterator[str]:
-        from datasets import load_dataset
+        Raises:
+            Unfinished: it did not come back.
+            ConfigError: what no waiting will mend.
+        """
+        failed, begun, log = 0, False, logging.getLogger("zoo")
+        while True:
+            try:
+                for text in self._read(at):
+                    at, failed, begun = at + 1, 0, True
+                    yield text
+                return
+            except ConfigError:
+                raise
+            except Exception as fault:
+                failed += 1
+                if self.config.files or not retries.may_pass(fault):
+                    raise self._hopeless(fault) from None
+                tries = self.config.retries if begun else min(FIRST, self.config.retries)
+                if failed > tries:
+                    raise self._gone(at, failed, fault) from None
+                seconds = retries.pause(failed)
+                log.warning(
+                    f"{self.config.name}: {retries.reason(fault)}; "
+                    f"again from document {at:,} in {seconds:.1f} s ({failed}/{tries})"
+                )
+                retries.wait(seconds)
 
+    def _gone(self, at: int, failed: int, fault: Exception) -> Unfinished:
+        why = f"cannot be read on at document {at:,} after {failed} tries ({retries.reason(fault)})"
+        how = "what has been prepared is kept: give the same command again to go on from there"
+        return Unfinished(f"{why}; {how}", "name", self.config.name)
+
+    def _hopeless(self, fault: Exception) -> ConfigError:
+        while type(fault).__name__.startswith("DatasetGeneration") and fault.__cause__ is not None:
+            fault = fault.__cause__
+        knob, value = ("files", self.config.files) if self.config.files else ("name", self.config.name)
+        if isinstance(fault, RuntimeError) and isinstance(fault.__cause__, StopIteration):
+            return ConfigError("is empty: it has not one row", knob, value)
+        if isinstance(fault, UnicodeDecodeError):
+            byte = f"byte 0x{fault.object[fault.start]:02x}"
+            return ConfigError(f"is not UTF-8: {byte} in a row of it", knob, value)
+        return ConfigError(f"cannot be read: {retries.reason(fault)}", knob, value)
+
+    def _read(self, at: int) -> Iterator[str]:
+        """The texts from row ``at`` on, up to the first fault."""
+        mark, column = self._mark_before(at), self.config.column
+        dataset = self._open(mark.commit)
+        commit = self._commit()
+        if not self.config.streaming:
+            rows: Iterable[Any] = dataset.select(range(at, len(dataset))) if at < len(dataset) else ()
+            number = at
+        else:
+            if mark.state is not None:
+                dataset.load_state_dict(mark.state)
+            rows, number = dataset, mark.row
+        for row in rows:
+            number += 1
+            if column not in row:
+                raise ConfigError(f"no such column; there are: {', '.join(row)}", "column", column)
+            text = row[column]
+            if text is not None and not isinstance(text, str):
+                reason = f"holds {type(text).__name__} and not text in row {number - 1:,}"
+                raise ConfigError(reason, "column", column)
+            if number % EVERY == 0 and self.config.streaming and not self._knows(number):
+                self._marks.append(Mark(number, dataset.state_dict(), commit))
+            if number > at:
+                yield text or ""
+
+    def _knows(self, row: int) -> bool:
+        return bool(self._marks) and self._marks[-1].row >= row
+
+    def _commit(self) -> str | None:
+        """The commit that the hub's files are of, so that a stream that is taken up again is of the same one."""
+        found = self._builder and COMMIT.search(str(getattr(self._builder.config, "data_files", "")))
+        return found[1] if found else None
+
+    def _open(self, commit: str | None) -> Any:
+        """The dataset from its beginning."""
+        import datasets
+
+        retries.quiet_libraries()
         cfg, files = self.config, [str(path) for path in self._files()]
-        try:
-            rows = load_dataset(
+        more = {"sample_by": cfg.sample_by} if cfg.name == "text" and files else {}
+        if self._builder is None:
+            self._builder = datasets.load_dataset_builder(
                 cfg.name,
                 cfg.config,
-                split=cfg.split,
-                data_files=files or None,
-                revision=cfg.revision,
-                streaming=True,
+                data_files={cfg.split: files} if files else None,
+                revision=cfg.revision or commit,
+                cache_dir=str(default_cache() / "datasets"),
+                **more,
             )
-        except (OSError, ValueError) as fault:
-            raise ConfigError(f"cannot be opened: {fault}", "name", cfg.name) from None
-        for row in rows:
-            if cfg.column not in row:
-                raise ConfigError(f"no such column; there are: {', '.join(row)}", "column", cfg.column)
-            yield row[cfg.column]
+        if cfg.streaming:
+            return self._builder.as_streaming_dataset(split=cfg.split)
+        self._builder.download_and_prepare()
+        return self._builder.as_dataset(split=cfg.split)
