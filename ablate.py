@@ -107,6 +107,30 @@ def run(
     raise typer.Exit(0 if fine else 1)
 
 
+@app.command()
+def plan(
+    recipe: RecipeFile,
+    profile: Profile = None,
+    sets: Sets = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds, instead of what the grid says.")] = None,
+    device: Device = None,
+    out: Annotated[Path | None, typer.Option(help="Where results lie, for the noise of what is stored there.")] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="Spread of a paired difference, bits/byte, if you know it.")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time three steps of one arm per distinct shape.")] = False,
+    price: Annotated[float | None, typer.Option(help="Of one hour of the machine; with --measure.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at once; without it as a run would.")] = None,
+) -> None:
+    """Show what a grid would train, what its seeds can show, and with --measure what it takes."""
+    from rich.console import Console
+
+    with faults_in_words():
+        from zoo.report import planning
+
+        planning.show_plan(recipe, profile, sets or [], seeds, device, Console(), out, noise, measure, price, workers)
+
+
 @app.command("list")
 def list_kinds(
     slot: Annotated[str | None, typer.Argument(help="One slot, e.g. attention.")] = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from zoo import machine
 from zoo.core.part import ConfigError, nearest
@@ -72,6 +72,7 @@ def plan(
     sets: Sequence[str] = (),
     seeds: int | None = None,
     device: str | None = None,
+    widths: Literal["matched", "as_written"] = "matched",
 ) -> Grid:
     """Read a recipe and resolve every arm of its grid.
 
@@ -81,6 +82,7 @@ def plan(
         sets: ``path=value``, laid over the profile; on an axis's path it removes the axis.
         seeds: how many, instead of what the grid says.
         device: instead of what the recipe says.
+        widths: whether ``grid.match`` is obeyed.
 
     Raises:
         ConfigError: anything in the files, the grid or one of its arms that cannot be.
@@ -96,7 +98,7 @@ def plan(
     grid = Grid(
         book.name, Path(path), book.folder, recipe, (), numbers, choice.said, _below(choice), study, _ladder(study)
     )
-    return grid._replace(arms=arms_of(grid, study.drafts))
+    return grid._replace(arms=arms_of(grid, study.drafts, widths))
 
 
 def _settle_device(patches: Sequence[Patch], sets: Sequence[str], asked: str | None) -> str:
@@ -129,12 +131,15 @@ def _ladder(study: Study) -> Ladder | None:
     return found
 
 
-def arms_of(grid: Grid, drafts: Sequence[Draft]) -> tuple[Arm, ...]:
+def arms_of(
+    grid: Grid, drafts: Sequence[Draft], widths: Literal["matched", "as_written"] = "matched"
+) -> tuple[Arm, ...]:
     """Drafts as arms: resolved, matched, at every rate; equal ones found once.
 
     Args:
         grid: its arms are not looked at, except that the first draft of the study is the baseline of every match.
         drafts: as the study writes them.
+        widths: whether ``grid.match`` is obeyed.
 
     Raises:
         ConfigError: an arm that cannot be, or whose width cannot be matched.
@@ -142,7 +147,7 @@ def arms_of(grid: Grid, drafts: Sequence[Draft]) -> tuple[Arm, ...]:
     resolved = [(draft, _resolve(grid, draft)) for draft in drafts]
     arms: list[Arm] = []
     for draft, recipe in resolved:
-        matched = _match(grid, draft, recipe)
+        matched = _match(grid, draft, recipe) if widths == "matched" else None
         for arm in _at_rates(grid, draft, recipe if matched is None else matched.recipe):
             _add(arms, arm._replace(levels=draft.levels, matched=matched))
     return tuple(arms)

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from zoo.artifact import weights_of
+from zoo.codecs.slots import PLAIN, Codec, n_rows
 from zoo.core.part import ConfigError
 from zoo.cost import Cost, cost_of
+from zoo.data.cache import default_cache
 from zoo.recipe import Recipe
 from zoo.trials.build import meta_model
+from zoo.trials.timing import Timings
 
 MATCHES = ("none", "params", "active_params", "flops", "artifact_bytes", "time")
 TOLERANCE = 0.01
@@ -55,10 +61,31 @@ class Matched(NamedTuple):
         return f"matched in {self.what} by {said}: {self.residual:+.2%} of the baseline's ({before:+.1%} before)"
 
 
-def counted(match: str) -> Measure:
-    """What ``match`` makes equal, counted from the model."""
-    figure = COUNTED[match][1]
-    return lambda recipe: float(figure(cost_of(meta_model(recipe))))
+def counted(match: str) -> tuple[Measure, str]:
+    """What ``match`` makes equal, counted from the model, and its name."""
+    what, figure = COUNTED[match]
+    return lambda recipe: float(figure(cost_of(meta_model(recipe)))), what
+
+
+def artifact_bytes(recipe: Recipe) -> float:
+    """Bytes of the artifact by the codec's bits per number and scales per row, ahead of pruning and entropy coding.
+
+    Raises:
+        ConfigError: the recipe has no codec.
+    """
+    if recipe.codec is None:
+        raise ConfigError('there is no artifact to be matched: state a codec, e.g. codec = "int8"')
+    codec: Codec = recipe.codec.build()
+    bits = 0.0
+    for weight in weights_of(meta_model(recipe)):
+        storage, shape = codec.storage(weight), weight.tensor.shape
+        if not weight.tensor.is_floating_point():
+            bits += 64 * weight.tensor.numel()
+        elif storage in PLAIN:
+            bits += 8 * np.dtype(PLAIN[storage]).itemsize * weight.tensor.numel()
+        else:
+            bits += int(storage.removeprefix("int")) * weight.tensor.numel() + 16 * n_rows(shape)
+    return bits / 8
 
 
 def matched(baseline: Recipe, recipe: Recipe, match: str, multiple: int, fixed: frozenset[str]) -> Matched:
@@ -74,10 +101,54 @@ def matched(baseline: Recipe, recipe: Recipe, match: str, multiple: int, fixed: 
     Raises:
         ConfigError: it cannot be matched, and why.
     """
-    if match not in COUNTED:
-        raise ConfigError(f"match = {match!r} cannot be solved for this recipe")
-    measure = counted(match)
-    return solve(recipe, measure(baseline), measure, COUNTED[match][0], multiple, fixed)
+    if match == "time":
+        return timed(baseline, recipe)
+    measure, what = (artifact_bytes, "bytes of the artifact") if match == "artifact_bytes" else counted(match)
+    return solve(recipe, measure(baseline), measure, what, multiple, fixed)
+
+
+def timed(baseline: Recipe, recipe: Recipe) -> Matched:
+    """The width that ``plan --measure`` found for this arm on this machine.
+
+    Raises:
+        ConfigError: it has not looked yet, or found none.
+    """
+    found = Timings(default_cache()).width(baseline, recipe)
+    if found is None:
+        raise ConfigError("steps have not been timed on this machine; run python ablate.py plan RECIPE --measure first")
+    if "why" in found:
+        raise ConfigError(found["why"])
+    return _from_widths(recipe, found)
+
+
+def time_widths(
+    baseline: Recipe, recipe: Recipe, measure: Measure, multiple: int, fixed: frozenset[str]
+) -> Matched | ConfigError:
+    """Solve an arm's width for equal time per step, by timing candidates, and remember what came of it.
+
+    Args:
+        baseline: its vocabulary known.
+        recipe: likewise.
+        measure: seconds per step.
+        multiple: widths are multiples of this.
+        fixed: ``HIDDEN`` or ``DIM`` where the grid itself varies them.
+    """
+    kept = Timings(default_cache())
+    try:
+        found = solve(recipe, measure(baseline), measure, "seconds per step", multiple, fixed)
+    except ConfigError as fault:
+        kept.keep_width(baseline, recipe, {"why": str(fault)})
+        return fault
+    widths = {"hidden": found.recipe.model.layer.ffn.hidden_dim, "dim": found.recipe.model.dim}
+    kept.keep_width(baseline, recipe, {**widths, "before": found.before, "after": found.after, "target": found.target})
+    return found
+
+
+def _from_widths(recipe: Recipe, found: dict[str, Any]) -> Matched:
+    there = with_dim(recipe, found["dim"], None)
+    there = there if found["hidden"] is None else with_hidden(there, found["hidden"])
+    figures = (found["before"], found["after"], found["target"])
+    return Matched(there, "seconds per step", *figures, _changes(recipe, there))
 
 
 def solve(
@@ -112,8 +183,8 @@ def solve(
         said = ", ".join(f"{path} = {new}" for path, _, new in best.changes) or "the width as it is"
         finer = "a smaller match_multiple_of" if multiple > 1 else "other knobs"
         raise ConfigError(
-            f"{what} cannot be matched within {TOLERANCE:.0%}: the nearest is {said} with {after:,.0f}, {best.residual:+.2%} "
-            f'of the baseline\'s {target:,.0f}; try {finer}, or match = "none" for this variant'
+            f"{what} cannot be matched within {TOLERANCE:.0%}: the nearest is {said} with {after:,.6g}, {best.residual:+.2%} "
+            f'of the baseline\'s {target:,.6g}; try {finer}, or match = "none" for this variant'
         )
     return best
 
