@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.core.part import Knobs, PartConfig
 from zoo.recipe import Recipe
 from zoo.resolve import all_parts
 from zoo.scoring.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Progress(NamedTuple):
@@ -86,6 +89,16 @@ class Result(Knobs):
 
 
 Watch = Callable[[Progress], None]
+
+
+def loads(stats: Mapping[str, Tensor]) -> dict[str, dict[str, list[int]]]:
+    """``{"load": {"layer.3.ffn": [tokens of each expert]}}`` of one step's stats; nothing where there are no experts.
+
+    Where a mixture and its balance both report, the mixture's own figure is the one that is kept.
+    """
+    owners = sorted(name.removesuffix("/load") for name in stats if name.endswith("/load"))
+    own = [name for name in owners if not any(name.startswith(f"{other}.") for other in owners)]
+    return {"load": {name: [int(n) for n in stats[f"{name}/load"].tolist()] for name in own}} if own else {}
 
 
 def notes(recipe: Recipe) -> tuple[str, ...]:

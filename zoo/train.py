@@ -27,7 +27,7 @@ from zoo.judge import averaged, further, result_of, score, shipped
 from zoo.model import Model, Out
 from zoo.optim.slots import Average, Optimizer, Schedule
 from zoo.recipe import Recipe
-from zoo.result import Progress, Result, Signals, Watch
+from zoo.result import Progress, Result, Signals, Watch, loads
 from zoo.resume import Keeper
 from zoo.scoring.slots import Score
 
@@ -149,6 +149,7 @@ class Loop:
         self.batches = batches_of(recipe, prepared)
         self.rows, self.accumulate = recipe.train.batch, recipe.train.accumulate
         self.step, self.seconds = 0, 0.0
+        self.stats: dict[str, Tensor] = {}  # what the blocks reported of the last update
         self.checked = 0  # of the losses below, how many are known to be numbers
         self.told: Progress | None = None
         self.remarks: list[str] = []  # what a reader of the result has to know of this run
@@ -214,7 +215,7 @@ class Loop:
         self.model.after_step(stats)
         self.average.update(self.model, step, total, scale)
         self.losses.append(nll)
-        self.step, self.scale = step, scale
+        self.step, self.scale, self.stats = step, scale, stats
 
     def _gradients(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The gradients of one update, into ``.grad``.
@@ -280,7 +281,8 @@ class Loop:
             valid_bpb=None if score is None else score.bits_per_byte,
         )
         with writing(Path(getattr(self.log, "name", "log"))):
-            self.log.write(json.dumps({k: v for k, v in progress._asdict().items() if v is not None}) + "\n")
+            line = {k: v for k, v in progress._asdict().items() if v is not None} | loads(self.stats)
+            self.log.write(json.dumps(line) + "\n")
             self.log.flush()
         self.watch(progress)
         self.told = progress

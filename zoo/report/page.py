@@ -119,7 +119,11 @@ def marked(baseline: str, own: str) -> Markup:
 
 def specs(study: Study) -> dict[str, dict[str, Any] | None]:
     """The page's pictures as Vega-Lite; those that the grid has nothing for are None."""
-    made = {"effects": pictures.effects(study), "pareto": pictures.pareto(study), "experts": pictures.experts(study)}
+    made = {
+        "effects": pictures.effects(study, "container"),
+        "pareto": pictures.pareto(study),
+        "experts": pictures.experts(study),
+    }
     found = {name: None if chart is None else chart.to_dict() for name, chart in made.items()}
     found["curves"] = curves(study).to_dict() if study.curves() else None
     return found

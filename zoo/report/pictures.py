@@ -73,7 +73,7 @@ def _panel(rows: Sequence[dict[str, Any]], measure: str, spent: str, variants: S
 VERDICTS = {BETTER: "#1b7837", WORSE: "#b2182b", UNRESOLVED: "#7f7f7f", "one seed": "#a6a6a6"}
 
 
-def effects(study: Study) -> alt.TopLevelMixin | None:
+def effects(study: Study, width: int | str = 460) -> alt.TopLevelMixin | None:
     """Differences to the baseline in bits per byte with their 95 % intervals, the best first; None without any."""
     rows = [_effect(row) for row in study.rows if row.difference is not None]
     if not rows:
@@ -82,7 +82,7 @@ def effects(study: Study) -> alt.TopLevelMixin | None:
     order = [row["variant"] for row in rows]
     y = alt.Y("variant:N", sort=order, title=None, axis=alt.Axis(labelLimit=320))
     x = alt.X("difference:Q", title=f"difference to {study.baseline.name!r} in bits per byte (left is better)")
-    base = alt.Chart(_data(rows), width=460, height=alt.Step(26))
+    base = alt.Chart(_data(rows), width=width, height=26 * len(rows) + 14)
     zero = alt.Chart(_data([{"x": 0}])).mark_rule(strokeDash=[4, 3], color="gray").encode(x="x:Q")
     colour = alt.Color(
         "verdict:N",

@@ -14,9 +14,10 @@ from zoo.api import pick, with_its_vocabulary
 from zoo.core.part import ConfigError
 from zoo.files import read
 from zoo.recipe import dumps
-from zoo.report import card, table
+from zoo.report import table
 from zoo.report.describe import anatomy, kinds
 from zoo.report.live import view_for
+from zoo.report.publish import write_cards, write_pictures
 from zoo.report.sections import Section, markdown, print_section, sections
 from zoo.report.terminal import print_table
 from zoo.report.units import bytes_of, flops, scaled
@@ -113,8 +114,14 @@ def run_grid(
                 known = _with_earlier(everything, outcomes, store, stopped(grid, outcomes, everything))
                 known += beyond_plan(grid, outcomes)
                 beside = sections(grid, [*outcomes, *(o for o in known if o.result.status != "stopped")])
-                _write(known, grid, root, beside)
-        _write_cards(known, everything, store)
+                facts = {
+                    "recipe": grid.path.name,
+                    "baseline": grid.arms[0].name,
+                    **table.shared_facts(outcome.result for outcome in known),
+                }
+                _write(known, grid, root, facts, beside)
+        write_cards(known, everything, store)
+        write_pictures(known, grid.name, grid.arms[0], store, root, facts, view.say)
     _print(known, grid, root, console, beside)
     return all(outcome.result.status == "done" for outcome in outcomes)
 
@@ -141,27 +148,10 @@ def _with_earlier(
     return [outcome for outcome in found if outcome is not None]
 
 
-def _write_cards(outcomes: Sequence[Outcome], ready: Ready, store: Store) -> None:
-    """A model card for each trial that has none yet, and again for those whose arm has got another seed."""
-    arms: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        arms.setdefault(outcome.trial.arm.name, []).append(outcome)
-    for own in arms.values():
-        changed = any(outcome.fresh for outcome in own)
-        for outcome in own:
-            folder = store.folder(outcome.trial.recipe, outcome.trial.address)
-            if folder.is_dir() and (changed or not (folder / card.CARD).is_file()):
-                tokenizer = ready.prepared[data_key(outcome.trial.recipe)].tokenizer
-                card.write_card(folder, [o.result for o in own], tokenizer)
-
-
-def _write(outcomes: Sequence[Outcome], grid: Grid, root: Path, beside: Sequence[Section]) -> None:
+def _write(
+    outcomes: Sequence[Outcome], grid: Grid, root: Path, facts: dict[str, str], beside: Sequence[Section]
+) -> None:
     rows = table.rows_of(outcomes, grid.arms[0])
-    facts = {
-        "recipe": grid.path.name,
-        "baseline": grid.arms[0].name,
-        **table.shared_facts(outcome.result for outcome in outcomes),
-    }
     try:
         write_whole(root / "table.md", table.markdown(rows, grid.name, facts))
         write_whole(root / "table.csv", table.csv_text(rows))

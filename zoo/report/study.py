@@ -25,7 +25,6 @@ class Entry(NamedTuple):
     outcome: Outcome
     folder: Path
     log: tuple[dict[str, Any], ...]  # lines of log.jsonl
-    experts: tuple[dict[str, Any], ...]  # lines of experts.jsonl
     samples: tuple[dict[str, Any], ...]
 
     @property
@@ -94,10 +93,11 @@ class Study(NamedTuple):
         """Share of tokens per expert, layer and logged step of the first seed of each variant that has experts."""
         found, seen = [], set()
         for entry in self.entries:
-            if entry.variant in seen or not entry.experts:
+            told = [line for line in entry.log if "load" in line]
+            if entry.variant in seen or not told:
                 continue
             seen.add(entry.variant)
-            for line in (entry.experts[i] for i in _thinned(range(len(entry.experts)), 40)):
+            for line in (told[i] for i in _thinned(range(len(told)), 40)):
                 for layer, counts in line["load"].items():
                     total = sum(counts) or 1
                     busiest = max(counts) * len(counts) / total - 1
@@ -115,8 +115,8 @@ def study_of(name: str, baseline: Arm, outcomes: Iterable[Outcome], store: Store
     for outcome in outcomes:
         folder = store.folder(outcome.trial.recipe, outcome.trial.address)
         kept = _json(folder / SAMPLES)
-        lines = (_lines(folder / name) for name in ("log.jsonl", "experts.jsonl"))
-        entries.append(Entry(outcome, folder, *lines, tuple(kept) if isinstance(kept, list) else ()))
+        samples = tuple(kept) if isinstance(kept, list) else ()
+        entries.append(Entry(outcome, folder, _lines(folder / "log.jsonl"), samples))
     return Study(name, baseline, tuple(entries), tuple(rows_of(outcomes, baseline)), facts)
 
 

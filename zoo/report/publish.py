@@ -1,0 +1,61 @@
+"""What a grid leaves for people to look at: a card in each trial's folder, pictures, and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from zoo.core.part import ConfigError
+from zoo.report import card
+from zoo.report.study import study_of
+from zoo.trials.grid import Arm
+from zoo.trials.run import Outcome, Ready, data_key
+from zoo.trials.store import Store
+
+PAGE = "report.html"
+
+
+def write_cards(outcomes: Sequence[Outcome], ready: Ready, store: Store) -> None:
+    """A model card for each trial that has none yet, and again for those whose arm has got another seed."""
+    arms: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        arms.setdefault(outcome.trial.arm.name, []).append(outcome)
+    for own in arms.values():
+        changed = any(outcome.fresh for outcome in own)
+        for outcome in own:
+            folder = store.folder(outcome.trial.recipe, outcome.trial.address)
+            if folder.is_dir() and (changed or not (folder / card.CARD).is_file()):
+                prepared = ready.prepared.get(data_key(outcome.trial.recipe))
+                tokenizer = None if prepared is None else prepared.tokenizer
+                card.write_card(folder, [o.result for o in own], tokenizer)
+
+
+def write_pictures(
+    outcomes: Sequence[Outcome],
+    name: str,
+    baseline: Arm,
+    store: Store,
+    root: Path,
+    facts: dict[str, str],
+    say: Callable[[str], None],
+) -> list[str]:
+    """Pictures and page of a grid; returns the names of the files.
+
+    Where the drawing library is not installed, that is said and nothing is drawn.
+
+    Raises:
+        ConfigError: a folder that cannot be written.
+    """
+    try:
+        from zoo.report.page import write_page
+        from zoo.report.pictures import draw
+    except ImportError as fault:
+        say(f"No pictures and no {PAGE}: {fault.name} is not installed (pip install altair vl-convert-python)")
+        return []
+    study = study_of(name, baseline, outcomes, store, facts)
+    try:
+        written = draw(study, root)
+        write_page(study, root / PAGE)
+    except OSError as fault:
+        raise ConfigError(f"{root}: cannot be written: {fault.strerror}") from None
+    return [*(path.name for path in written), PAGE]
