@@ -22,7 +22,7 @@ from zoo import machine
 from zoo.core.tables import tabulate
 from zoo.data.cache import default_cache, entry
 from zoo.guards import probes, scores, text
-from zoo.guards.bench import Bench, Precision, exact, plans
+from zoo.guards.bench import Bench, Precision, cut, exact, whole
 from zoo.guards.flags import judged
 from zoo.guards.probes import Leak
 from zoo.recipe import Recipe
@@ -126,7 +126,6 @@ def probe(recipe: Recipe, declared: set[str] = frozenset(), seed: int = 0) -> No
     """
     device = machine.settle_device(recipe.machine.device)
     masked, recompute = recipe.data.document_mask == "segments", recipe.train.recompute == "layers"
-    few, whole = plans(recipe.model, device)
     settled = machine.settle_dtype(recipe.machine.dtype, device)
     stream = machine.DTYPES[settled]
     own = Precision(torch.float64 if settled == "float64" else torch.float32, stream, 1e-5, None)
@@ -140,9 +139,14 @@ def probe(recipe: Recipe, declared: set[str] = frozenset(), seed: int = 0) -> No
                     raise
 
     there = "cpu" if device == "mps" else device
-    bench = Bench(few, there, exact(there), masked, recompute, seed)
+    bench = Bench(cut(recipe.model), there, exact(there), masked, recompute, seed)
     ask(bench, probes.AT_EVERY_PLACE)
     scores.average(recipe.average, bench)
     scores.code_length(recipe.evaluate.scorer, recipe.model.context)
-    ask(Bench(whole, there, exact(there), masked, recompute, seed + 1), probes.OF_THE_WHOLE)
-    ask(Bench(whole, device, own, masked, recompute, seed + 2), probes.AS_IT_TRAINS)
+    if (config := whole(recipe.model, bench)) is not bench.model.config:
+        bench = Bench(config, there, exact(there), masked, recompute, seed + 1)
+    bench.stretch()
+    ask(bench, probes.OF_THE_WHOLE)
+    bench.device = torch.device(device)
+    bench.settle(own)
+    ask(bench, probes.AS_IT_TRAINS)

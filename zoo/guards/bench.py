@@ -13,11 +13,12 @@ from zoo.core.params import Constant, Role, Rows, entries
 from zoo.core.slots import Layer
 from zoo.core.tables import tabulate
 from zoo.core.wires import noise_key
-from zoo.cost import cost
+from zoo.cost import cost, cost_of
 from zoo.data.batches import segments
 from zoo.model import Model, ModelConfig, Out
 
 LENGTH = 64  # tokens of a row
+LONGEST = 512  # of the few rows that are as long as in training
 VOCABULARY = 256  # rows of the embedding, where the recipe has more
 FLOPS = {"cpu": 5e9, "cuda": 5e12}  # of one forward and backward: how many rows are probed at once
 PARAMETERS = {"cpu": 2e7, "cuda": 1e9}  # up to so many the whole model is probed, above them one of each structure
@@ -33,14 +34,6 @@ class Precision(NamedTuple):
     value: (
         float | None
     )  # likewise for a change of logits; None: rounding may flip a choice of experts, so none is asked
-
-
-class Plan(NamedTuple):
-    """How a model is probed: which one, and on how many tokens."""
-
-    config: ModelConfig
-    length: int
-    rows: int
 
 
 def exact(device: str) -> Precision:
@@ -73,26 +66,19 @@ def cut(config: ModelConfig, every_layer: bool = False) -> ModelConfig:
     return _Chosen.model_construct(**{**knobs, **size, "chosen": tuple(chosen)})
 
 
-def plans(config: ModelConfig, device: str) -> tuple[Plan, Plan]:
-    """What is probed at every place (few layers, short rows), and what at some (all layers, rows as long as in training)."""
-    kind = "cuda" if device.startswith("cuda") else "cpu"
-    few, whole = cut(config), cut(config, every_layer=True)
-    if cost(whole).parameters > PARAMETERS[kind]:
-        whole = few
-    length = min(LENGTH, config.context)
-    rows = int(FLOPS[kind] / (cost(few).flops_per_token * length))
-    most = int(FLOPS[kind] / (cost(whole).flops_per_token * 2))
-    return (
-        Plan(few, length, max(2, min(rows, length - 1))),
-        Plan(whole, max(length, min(config.context, most)), 2),
-    )
+def whole(config: ModelConfig, few: Bench) -> ModelConfig:
+    """The model with all its layers, or with the few that are on the bench where all would be too large."""
+    config = cut(config, every_layer=True)
+    if config.n_layers == few.model.config.n_layers or cost(config).parameters > PARAMETERS[few.kind]:
+        return few.model.config
+    return config
 
 
 class Bench:
     """One model with random parameters, and how to ask it.
 
     Args:
-        plan: which model, and on how many tokens.
+        config: which model, its vocabulary known.
         device: where it runs.
         precision: its dtypes.
         masked: whether documents are kept apart by a mask.
@@ -100,24 +86,36 @@ class Bench:
         seed: of parameters, tokens and places.
     """
 
-    def __init__(self, plan: Plan, device: str, precision: Precision, masked: bool, recompute: bool, seed: int) -> None:
-        self.plan, self.device, self.precision, self.masked = plan, torch.device(device), precision, masked
+    def __init__(
+        self, config: ModelConfig, device: str, precision: Precision, masked: bool, recompute: bool, seed: int
+    ) -> None:
+        self.device, self.masked = torch.device(device), masked
+        self.kind = "cuda" if device.startswith("cuda") else "cpu"
         self.random = random.Random(seed)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         with self.device:
-            self.model = Model(plan.config, stream=precision.stream, seed=None)
+            self.model = Model(config, seed=None)
         stir(self.model, self.generator)
-        self.model = self.model.to(self.device, precision.parameters)
         self.model.recompute = recompute
         self.noise = noise_key(seed, 1)
+        self.settle(precision)
+        per_token = cost_of(self.model).flops_per_token
+        self.length = min(LENGTH, config.context)  # tokens of a row
+        self.rows = max(2, min(self.length - 1, int(FLOPS[self.kind] / (per_token * self.length))))
+        self.longest = max(self.length, min(LONGEST, config.context, int(FLOPS[self.kind] / (per_token * 2))))
 
-    @property
-    def length(self) -> int:
-        return self.plan.length
+    def stretch(self) -> None:
+        """Go on with two rows as long as in training, or as long as can be afforded."""
+        self.length, self.rows = self.longest, 2
+
+    def settle(self, precision: Precision) -> None:
+        """Go on in another precision."""
+        self.precision, self.model.stream = precision, precision.stream
+        self.model = self.model.to(self.device, precision.parameters)
 
     def tokens(self, rows: int) -> Tensor:
         """Random ids (B, T), the same for every equal bench; id 0 begins a document, and about two begin in each row."""
-        shape, size = (rows, self.length), self.plan.config.vocab_size
+        shape, size = (rows, self.length), self.model.config.vocab_size
         ids = torch.randint(min(1, size - 1), size, shape, generator=self.generator, device=self.device)
         if not self.masked:
             return ids
@@ -126,7 +124,7 @@ class Bench:
 
     def others(self, tokens: Tensor) -> Tensor:
         """Ids (B, T), none of which is the one in ``tokens`` at its place."""
-        size = self.plan.config.vocab_size
+        size = self.model.config.vocab_size
         shift = torch.randint(min(1, size - 1), size, tokens.shape, generator=self.generator, device=self.device)
         return (tokens + shift) % size
 
@@ -134,9 +132,9 @@ class Bench:
         """Random weights of a sum of outputs."""
         return torch.randn(shape, generator=self.generator, device=self.device)
 
-    def cuts(self, rows: int) -> Tensor:
-        """One cut between past and future for each row (B, 1): every one there is, or as many as there are rows."""
-        places = range(1, self.length)
+    def cuts(self, share: float = 1.0) -> Tensor:
+        """One cut between past and future for each row (B, 1): every one there is, or as many as there is time for."""
+        places, rows = range(1, self.length), max(2, round(share * self.rows))
         drawn = list(places) if rows >= len(places) else self.random.sample(places, rows)
         return torch.tensor(drawn, device=self.device)[:, None]
 

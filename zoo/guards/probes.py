@@ -18,6 +18,7 @@ from zoo.guards.bench import Bench
 
 MODES = {True: "in training", False: "in evaluation"}
 ROWS = 4
+SOME = 0.3  # of the cuts
 
 
 class Leak(Exception):
@@ -92,9 +93,9 @@ def apart(bench: Bench) -> None:
 
 
 def causal_gradients(bench: Bench) -> None:
-    """Outputs before a cut have no gradient to inputs behind it."""
+    """Outputs before a cut have no gradient to inputs behind it: all cuts in training, some in evaluation."""
     for training, mode in MODES.items():
-        cuts = bench.cuts(bench.plan.rows)
+        cuts = bench.cuts(1.0 if training else SOME)
         tokens = bench.tokens(len(cuts))
         early = torch.arange(bench.length, device=tokens.device) < cuts  # (B, T)
         seen = bench.gradient(tokens, training, early)
@@ -108,9 +109,9 @@ def causal_gradients(bench: Bench) -> None:
 
 
 def causal_values(bench: Bench) -> None:
-    """Other tokens behind a cut move nothing before it: all of them other, and one alone."""
+    """Other tokens behind a cut move nothing before it, all of them or one alone: all cuts in evaluation, some in training."""
     for training, mode in MODES.items():
-        cuts = bench.cuts(bench.plan.rows)
+        cuts = bench.cuts(SOME if training else 1.0)
         tokens = bench.tokens(len(cuts))
         places = torch.arange(bench.length, device=tokens.device)
         early = places < cuts  # (B, T)
@@ -170,9 +171,9 @@ AT_EVERY_PLACE: tuple[Callable[[Bench], None], ...] = (
     unchanging,
     loss,
     apart,
-    documents,
     causal_gradients,
     causal_values,
+    documents,
 )
 OF_THE_WHOLE: tuple[Callable[[Bench], None], ...] = (causal_gradients, causal_values)
 AS_IT_TRAINS: tuple[Callable[[Bench], None], ...] = (causal_gradients,)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from zoo.data.batches import segments
+from zoo.data.cache import default_cache, entry
 from zoo.guards.probes import Leak
 from zoo.recipe import Recipe
 from zoo.train import batches_of, take, total_steps
@@ -20,6 +24,12 @@ if TYPE_CHECKING:
 # a share s makes a score better by up to s of itself: at 1 % less than 0.01 of the score, which is below what seeds make.
 # Text from the web always repeats a few documents (licences, error pages), so none at all would refuse every such corpus.
 SHARED = 0.01
+# Of the stretches below, how many may stand in the training text. Boilerplate gives about 1 % in Python's standard library.
+REPEATED = 0.1
+STRETCH = 200  # bytes, about: a stretch is a power of two of tokens
+SAMPLE = 400  # stretches, drawn from all of the validation text
+LOOKED_AT = 50_000_000  # training tokens, at most
+BLOCK = 2**22  # tokens hashed at once
 STEPS = 6  # updates whose batches are looked at: the first three, and some of the whole run
 ROWS = 8  # of each micro-batch
 HORIZON = 10_000  # updates, where a budget in seconds does not tell their number
@@ -31,6 +41,51 @@ def disjoint(prepared: Prepared) -> None:
     if share > SHARED:
         said = f"{share:.1%} of the validation text stands in training documents word for word (allowed: {SHARED:.0%})"
         raise Leak("disjoint", f"it would be scored on text that it learns from: {said}")
+    folder = entry(default_cache(), f"repeated-{prepared.fingerprint[:32]}", lambda f: _write_repeated(prepared, f))
+    share = json.loads((folder / "repeated.json").read_text())
+    if share > REPEATED:
+        said = f"{share:.0%} of {SAMPLE} stretches of the validation text stand in the training text (allowed: {REPEATED:.0%})"
+        raise Leak("disjoint", f"it would be scored on text that it learns from: {said}")
+
+
+def _write_repeated(prepared: Prepared, folder: Path) -> None:
+    width = 2 ** max(3, math.ceil(math.log2(STRETCH * len(prepared.valid) / max(1, prepared.valid_bytes))))
+    share = repeated(prepared.train, prepared.valid, prepared.tokenizer.bos, width)
+    (folder / "repeated.json").write_text(json.dumps(share))
+
+
+def repeated(train: np.ndarray, valid: np.ndarray, bos: int, width: int) -> float:
+    """The share of random stretches of ``valid`` that stand in ``train``, word for word and wherever documents were cut.
+
+    Args:
+        train, valid: (N,) ids.
+        bos: the id that begins a document; a stretch lies within one.
+        width: tokens of a stretch, a power of two.
+    """
+    starts = np.random.RandomState(0).permutation(max(0, len(valid) - width + 1))[: 4 * SAMPLE]
+    stretches = [valid[s : s + width] for s in starts]
+    asked = np.array([hashes(s, width)[0] for s in stretches if not (s == bos).any()][:SAMPLE], np.uint64)
+    if not len(asked):
+        return 0.0
+    found = np.zeros(len(asked), bool)
+    low = np.zeros(2**16, bool)  # by the lowest bits, which leave less than one in a hundred to be looked up
+    low[asked.astype(np.uint16)] = True
+    for start in range(0, min(len(train), LOOKED_AT), BLOCK):
+        piece = train[start : start + BLOCK + width - 1]
+        if len(piece) >= width:
+            known = hashes(piece, width)
+            found |= np.isin(asked, known[low[known.astype(np.uint16)]])
+    return float(found.mean())
+
+
+def hashes(ids: np.ndarray, width: int) -> np.ndarray:
+    """A 64-bit hash of every stretch of ``width`` (a power of two) ids: (N,) -> (N - width + 1,)."""
+    h, done = ids.astype(np.uint64) + np.uint64(1), 1
+    while done < width:
+        factor = np.uint64(pow(0x9E3779B97F4A7C15, done, 2**64))
+        h = h[: len(h) - done] * factor + h[done:]
+        done *= 2
+    return h
 
 
 def next_tokens(recipe: Recipe, prepared: Prepared) -> None:
