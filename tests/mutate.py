@@ -120,8 +120,8 @@ def pytest(copy: Path, arguments: list[str], seconds: float) -> tuple[int | None
 class Judge:
     """Runs the stages for one fault after another; remembers which tests pass on the unchanged tree."""
 
-    def __init__(self, copies: Copies, seconds: float, deadline: float) -> None:
-        self.copies, self.seconds, self.deadline = copies, seconds, deadline
+    def __init__(self, copies: Copies, seconds: float, deadline: float, n_stages: int) -> None:
+        self.copies, self.seconds, self.deadline, self.n_stages = copies, seconds, deadline, n_stages
         self.sound: dict[str, bool] = {}
         self.lock = Lock()
 
@@ -132,11 +132,11 @@ class Judge:
         source = file.read_text(encoding="utf-8")
         try:
             file.write_text(mutation.apply(source), encoding="utf-8")
-            for number, arguments in enumerate(stages(mutation, ROOT)):
+            for number, arguments in enumerate(stages(mutation, ROOT)[: self.n_stages]):
                 found = self._stage(copy, file, source, mutation, arguments)
                 if found is None or found:
                     return found and {**found, "stage": number, "seconds": round(time.monotonic() - began)}
-            return {"outcome": "survived", "by": "", "stage": 3, "seconds": round(time.monotonic() - began)}
+            return {"outcome": "survived", "by": "", "stage": self.n_stages, "seconds": round(time.monotonic() - began)}
         finally:
             file.write_text(source, encoding="utf-8")
             self.copies.free.put(copy)
@@ -227,6 +227,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one call of the suite")
     parser.add_argument("--state", type=Path, default=ROOT / ".mutants.jsonl", help="what is known so far")
     parser.add_argument("--report", type=Path, help="write the report there, beside printing it")
+    parser.add_argument(
+        "--stages", type=int, default=3, help="1: likely files alone; 2: the contract too; 3: everything"
+    )
     parser.add_argument("--again", action="store_true", help="ask the survivors once more")
     return parser.parse_args()
 
@@ -240,7 +243,7 @@ def main() -> None:
     wanted = [m for m in drawn[arguments.first :] if _unknown(outcomes.get(m.key), arguments.again)]
     deadline, lock = time.monotonic() + arguments.seconds, Lock()
     copies = Copies(arguments.jobs)
-    judge = Judge(copies, arguments.timeout, deadline)
+    judge = Judge(copies, arguments.timeout, deadline, arguments.stages)
 
     def work(mutation: Mutation) -> None:
         found = judge.ask(mutation) if time.monotonic() < deadline else None

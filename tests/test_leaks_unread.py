@@ -16,6 +16,7 @@ from zoo.core.part import Part
 from zoo.data.batches import Batches
 from zoo.data.slots import Source
 from zoo.model import Model
+from zoo.testing import BrokenPromise, check
 from zoo.testing.hosts import SITE, Subject, places, randomised
 
 REACH = 24
@@ -84,6 +85,18 @@ def test_the_same_checks_pass_over_what_is_right():
     assert not future_moves_the_past(model, 9)
     assert not promises_more_than_one(model)
     assert not targets_differ_from_the_next_input(Batches(np.arange(500), REACH, 2, 0, 0))
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", LEAKS)
+def test_the_contract_catches_every_unread_leak_that_is_a_block(name: str, seed: int):
+    with planted():
+        part = LEAKS[name](random.Random(f"{name}/{seed}"), REACH)
+        if not issubclass(part, Part) or issubclass(part, Source):
+            return
+        promise = "scores" if part.slot == "head" else "causal"
+        with pytest.raises(BrokenPromise, match=f"'{promise}' is broken by {part.slot}.unread"):
+            check(part, promises=(promise,))
 
 
 @pytest.mark.parametrize("name", LEAKS)

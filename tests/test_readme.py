@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from typer.testing import CliRunner
 
 import ablate
@@ -54,6 +58,45 @@ def test_the_block_of_ones_own_fails_where_its_mask_is_dropped(past_mean: Path) 
     plugins.load(past_mean)
     with pytest.raises(zoo.testing.BrokenPromise, match="causal"):
         zoo.testing.check("attention.past_mean", promises=["causal"])
+
+
+def own_proof() -> dict[str, Any]:
+    """The names of the README's test file, which finds the block as it would beside it."""
+    module = types.ModuleType("past_mean")
+    module.PastMean = zoo.testing.find("attention.past_mean")
+    names: dict[str, Any] = {"__name__": "test_past_mean"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "past_mean", module)
+        exec(next(block for block in blocks("python") if "from past_mean import" in block), names)
+    return {name: value for name, value in names.items() if name.startswith("test_")}
+
+
+def test_the_proof_of_ones_own_block_passes_and_fails_as_shown(past_mean: Path) -> None:
+    plugins.discover()
+    plugins.load(past_mean)
+    tests = own_proof()
+    few = settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+    tests["test_it_keeps"]("causal")
+    few(tests["test_it_keeps_to_the_past_and_costs_what_it_says"])()
+    few(tests["test_it_gets_on_with_others"])()
+
+
+def test_the_failure_that_is_shown_is_the_one_that_comes(past_mean: Path) -> None:
+    plugins.discover()
+    past_mean.write_text(own_block().replace(".tril(n_keys - n_tokens)", ""), encoding="utf-8")
+    plugins.load(past_mean)
+    shown = next(block for block in blocks("text") if "BrokenPromise" in block)
+    with pytest.raises(zoo.testing.BrokenPromise) as caught:
+        own_proof()["test_it_keeps"]("causal")
+    assert f"BrokenPromise: {caught.value}" == " ".join(shown.split())
+
+
+def test_the_table_of_promises_names_them_all() -> None:
+    section = README.split("## Proving your own block")[1].split("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in table))) == sorted(
+        zoo.testing.PROMISES
+    )
 
 
 def test_the_block_of_ones_own_trains_as_a_plug_in(past_mean: Path, tmp_path: Path) -> None:
