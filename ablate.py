@@ -88,6 +88,10 @@ def run(
     no_guards: Annotated[
         bool, typer.Option("--no-guards", help="Probe no trial for leaks before it trains; every result is marked.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing before the table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One line of JSON per event on standard output, words on standard error.")
+    ] = False,
 ) -> None:
     """Train every trial that is not finished yet, and print the table."""
     from rich.console import Console
@@ -96,14 +100,15 @@ def run(
         from zoo.report import session
         from zoo.trials import places
 
-        console = Console()
+        console = Console(stderr=as_json)
         grid = session.open_grid(recipe, profile, sets or [], seeds, device, console)
         if dry_run:
             session.dry_run(grid, only, console)
             return
         limits = places.Limits(time_limit, silence_limit or None)
         execution = places.Execution(workers, devices, per_device, limits)
-        fine = session.run_grid(grid, only, out, refresh, execution, console, not no_guards)
+        manner = "json" if as_json else "quiet" if quiet else "auto"
+        fine = session.run_grid(grid, only, out, refresh, execution, console, not no_guards, manner)
     raise typer.Exit(0 if fine else 1)
 
 

@@ -19,7 +19,8 @@ from rich.console import Console
 from zoo.core.tables import tabulate
 from zoo.cost import Cost
 from zoo.report import table
-from zoo.report.live import LiveView, PlainView
+from zoo.report.live import LiveView, PlainView, QuietView, view_for
+from zoo.report.standings import Standings
 from zoo.report.terminal import print_table
 from zoo.report.units import duration, scaled
 from zoo.resolve import loads
@@ -331,3 +332,42 @@ def test_a_grid_can_be_watched(terminal: bool) -> None:
     for words in ("one [x] seed 0: 2.0000 bits/byte", "other seed 0: failed: no [room]", "(stored)", "over [and] out"):
         assert words in shown
     assert ("[2/3] one [x] seed 0: 1,234,567 parameters, 10 steps" in shown) == (not terminal)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_standings_compare_over_shared_seeds(terminal: bool) -> None:
+    screen = io.StringIO()
+    view = (LiveView if terminal else PlainView)(Console(file=screen, width=150, force_terminal=terminal), "a")
+    with view:
+        for this in (outcome("a", 2.0), outcome("b", 1.9), outcome("c", None, status="failed", reason="no")):
+            view.end(this)
+    assert "so far: b 1.9000 (-0.1000), a 2.0000" in screen.getvalue()
+    standings = Standings("a")
+    standings.add(outcome("a", 2.0))
+    assert standings.line() == ""
+    for arm in "bcdef":
+        standings.add(outcome(arm, 1.0 + ord(arm) / 1000))
+    assert standings.line().endswith("a 2.0000, and 1 more") and standings.line().startswith(
+        "so far: b 1.0980 (-0.9020)"
+    )
+
+
+def test_a_quiet_view_says_nothing_and_a_json_view_one_object_per_event(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = io.StringIO()
+    play(QuietView(Console(file=screen)))
+    assert screen.getvalue() == ""
+    play(view_for(Console(file=screen), "one [x]", "json"))
+    assert screen.getvalue() == ""
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in told] == [
+        "preparing",
+        "end",
+        "begin",
+        "begin",
+        *["step"] * 6,
+        "end",
+        "end",
+        "say",
+    ]
+    assert told[1]["fresh"] is False and told[4] | {"step": 1, "loss": 5.5, "variant": "one [x]"} == told[4]
+    assert told[-2]["status"] == "failed" and told[-2]["reason"] == "no [room]"

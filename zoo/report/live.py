@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
+from zoo.report.standings import Standings
 from zoo.report.units import count, duration, significant
 from zoo.result import Progress as Step
 from zoo.trials.run import Outcome, Trial
@@ -39,9 +42,9 @@ def remaining(step: Step) -> float:
 class PlainView:
     """One line now and then, for logs and pipes."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, baseline: str = "") -> None:
         self.console, self.spoke = console, dict[str, float]()
-        self.prepared = ""
+        self.prepared, self.standings = "", Standings(baseline)
 
     def __enter__(self) -> PlainView:
         return self
@@ -85,22 +88,25 @@ class PlainView:
     def end(self, outcome: Outcome) -> None:
         """A trial is over, or was stored already."""
         self.say(f"    {title(outcome.trial)}: {verdict(outcome)}")
+        self.standings.add(outcome)
+        if outcome.fresh and (line := self.standings.line()):
+            self.say(f"    {line}")
 
 
 class LiveView(PlainView):
-    """A bar for each running trial and one for the grid; what is over stays above them as a line."""
+    """A bar for each running trial and one for the grid, the standings below; what is over stays above as a line."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, baseline: str = "") -> None:
+        super().__init__(console, baseline)
         self.bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             Words(),
             console=console,
-            transient=True,
-            refresh_per_second=4,
+            auto_refresh=False,
         )
+        self.screen = Live(get_renderable=self._shown, console=console, transient=True, refresh_per_second=4)
         self.text: TaskID | None = None
         self.grid: TaskID | None = None
         self.tasks: dict[str, TaskID] = {}  # by address
@@ -108,11 +114,14 @@ class LiveView(PlainView):
         self.began, self.over, self.stored, self.total = 0.0, 0, 0, 0
 
     def __enter__(self) -> LiveView:
-        self.bars.start()
+        self.screen.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+        self.screen.stop()
+
+    def _shown(self) -> Group:
+        return Group(self.bars, *([Text(line)] if (line := self.standings.line()) else []))
 
     def preparing(self, what: str, share: float, words: str = "") -> None:
         if self.text is None:
@@ -143,6 +152,7 @@ class LiveView(PlainView):
 
     def end(self, outcome: Outcome) -> None:
         self.say(f"{title(outcome.trial)}: {verdict(outcome)}")
+        self.standings.add(outcome)
         task = self.tasks.pop(outcome.trial.address, None)
         self.shares.pop(outcome.trial.address, None)
         self.over, self.stored = self.over + outcome.fresh, self.stored + (not outcome.fresh)
@@ -168,6 +178,61 @@ class Words(ProgressColumn):
         return Text(task.fields.get("words", ""))
 
 
-def view_for(console: Console) -> PlainView:
-    """The moving view in a terminal, plain lines elsewhere."""
-    return LiveView(console) if console.is_terminal else PlainView(console)
+class QuietView(PlainView):
+    """Says nothing while the grid runs: the table at the end is all."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+
+class JsonView(PlainView):
+    """One JSON object per line and event, for machines: ``event`` is say, preparing, begin, step or end.
+
+    Args:
+        console: where the objects go.
+    """
+
+    def _tell(self, event: str, trial: Trial | None = None, **more: Any) -> None:
+        who = {} if trial is None else {"variant": trial.recipe.variant, "seed": trial.recipe.train.seed}
+        line = {"event": event, **who, **more}
+        self.console.file.write(json.dumps(line) + "\n")
+        self.console.file.flush()
+
+    def say(self, line: str) -> None:
+        self._tell("say", line=line)
+
+    def preparing(self, what: str, share: float, words: str = "") -> None:
+        if what != self.prepared:
+            self.prepared = what
+            self._tell("preparing", what=what)
+
+    def begin(self, trial: Trial, number: int, total: int) -> None:
+        self._tell("begin", trial, number=number, total=total, address=trial.address)
+
+    def step(self, trial: Trial, progress: Step) -> None:
+        self._tell("step", trial, **progress._asdict())
+
+    def end(self, outcome: Outcome) -> None:
+        self._tell(
+            "end",
+            outcome.trial,
+            fresh=outcome.fresh,
+            **outcome.result.model_dump(mode="json", exclude={"variant", "seed"}),
+        )
+
+
+VIEWS: dict[str, type[PlainView]] = {"quiet": QuietView, "json": JsonView}
+
+
+def view_for(console: Console, baseline: str = "", manner: str = "auto") -> PlainView:
+    """The moving view in a terminal, plain lines elsewhere; ``manner`` "quiet" or "json" instead.
+
+    Args:
+        console: where it is shown; with "json" events go to standard output whatever the console.
+        baseline: the arm that the standings compare with.
+        manner: auto, quiet or json.
+    """
+    if manner == "json":
+        return JsonView(Console(), baseline)
+    chosen = VIEWS.get(manner, LiveView if console.is_terminal else PlainView)
+    return chosen(console, baseline)

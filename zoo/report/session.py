@@ -86,6 +86,7 @@ def run_grid(
     execution: Execution,
     console: Console,
     guarded: bool = True,
+    manner: str = "auto",
 ) -> bool:
     """Train what is missing, write and print the table.
 
@@ -96,7 +97,7 @@ def run_grid(
     store = Store(root)
     outcomes: list[Outcome] = []
     wanted = grid.only(only)
-    with view_for(console) as view, _crew(grid, wanted, execution) as crew:
+    with view_for(console, grid.arms[0].name, manner) as view, _crew(grid, wanted, execution) as crew:
         if crew is not None and len(list(root.glob(f"[!.]*/{RESULT}"))) < len(wanted) * len(grid.seeds):
             crew.start()  # while the text is being prepared
         text = {data_key(arm.recipe) for arm in wanted}  # arms on other text are neither trained nor looked up
@@ -170,7 +171,7 @@ def _print(outcomes: Sequence[Outcome], grid: Grid, root: Path, console: Console
     for section in beside:
         print_section(console, section)
     more = [f"{section.name}.md" for section in beside]
-    files = ", ".join(["table.md", "table.csv", "results.csv (a row for each trial)", *more])
+    files = ", ".join(["report.html", "table.md", "table.csv", "results.csv (a row for each trial)", *more])
     _say(console, f"Written to {root}{os.sep}: {files}, and a folder for each trial.")
 
 
