@@ -279,5 +279,44 @@ def artifact(
         shown(trial, codec, out, to, record, device, Console())
 
 
+@app.command()
+def prove(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's folder, or variant-seed under --out.")],
+    n_bytes: Annotated[int, typer.Option("--bytes", min=1, help="How much of the validation text.")] = 20_000,
+    scorer: Annotated[
+        str | None, typer.Option(help="What drives the code: a kind, or a table of knobs.  [default: the recipe's]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results lie.  [default: any folder of results]")] = None,
+    to: Annotated[Path | None, typer.Option(help="A folder to write into.  [default: the trial's]")] = None,
+    artifact: Annotated[
+        Path | None,
+        typer.Option(help="[default: what `artifact` wrote; without it one is made, by the recipe's codec or raw]"),
+    ] = None,
+) -> None:
+    """Compress validation text with a trained model, decode it in a fresh process, and compare the length with the claim."""
+    from rich.console import Console
+
+    with faults_in_words():
+        from zoo.report import proof
+
+        fine = proof.show_proof(trial, n_bytes, scorer, out, to, artifact, Console())
+    raise typer.Exit(0 if fine else 1)
+
+
+@app.command()
+def decode(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="What the proof was made with.")],
+    proof: Annotated[Path, typer.Argument(metavar="PROOF", help="A proof.zpf.")],
+    to: Annotated[Path, typer.Option(help="Where the text goes.")] = Path("text.txt"),
+) -> None:
+    """Give the text of a proof back, here or on another machine: the right one or none."""
+    from rich.console import Console
+
+    with faults_in_words():
+        from zoo.report import proof as proofs
+
+        proofs.decode(artifact, proof, to, Console())
+
+
 if __name__ == "__main__":
     sys.exit(app())
