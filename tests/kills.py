@@ -1,0 +1,116 @@
+"""Grids whose processes are killed at random moments, and the comparison with a grid that was left alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zoo.checkpoint import read
+
+ROOT = Path(__file__).parents[1]
+TIMES = {"seconds", "tokens_per_second", "peak_memory", "wall", "elapsed", "memory"}
+
+
+def command(recipe: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, str(ROOT / "ablate.py"), str(recipe), "--out", str(out), *more]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    cache = {"ZOO_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **cache, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def finished(out: Path) -> dict[str, Any]:
+    """All that a grid leaves behind and that no interruption may change: by file, with everything that is a time left out."""
+    found: dict[str, Any] = {}
+    for file in sorted(path for path in out.rglob("*") if path.is_file()):
+        name = file.relative_to(out).as_posix()
+        if file.name == "result.json":
+            found[name] = timeless(json.loads(file.read_text()))
+        elif file.name == "log.jsonl":
+            found[name] = [timeless(json.loads(line)) for line in file.read_text().splitlines()]
+        elif file.name == "table.csv":
+            found[name] = [timeless(row) for row in csv.DictReader(file.open())]
+        elif file.suffix == ".safetensors":
+            found[name] = {name: t.numpy().tobytes() for name, t in read(file).tensors.items()}
+        else:
+            found[name] = None  # cards and table.md show times among the rest
+    return found
+
+
+def timeless(table: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name not in TIMES}
+
+
+def workers_of(parent: int) -> list[int]:
+    """The processes that train for ``parent``."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            ppid = int(stat.read_text().rpartition(")")[2].split()[1])
+            if ppid == parent and b"spawn_main" in (stat.parent / "cmdline").read_bytes():
+                found.append(int(stat.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def with_kills(recipe: Path, out: Path, kills: int, draw: random.Random, longest: float) -> Iterator[str]:
+    """Run a grid to its end and kill a worker, the parent or all of them ``kills`` times meanwhile; yields whom.
+
+    Args:
+        recipe: the grid.
+        out: its results.
+        kills: how often, at most: the grid may come to its end before.
+        draw: decides who and when.
+        longest: seconds from the start of training, or from the last kill, to the next one.
+    """
+    left = kills
+    for _ in range(kills + 3):
+        ran = subprocess.Popen(
+            command(recipe, out, "--workers", "2", "--no-guards"),
+            env=environment(recipe.parent),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        said = ran.stdout.readline()
+        while said and not said.startswith("["):  # until the first trial begins
+            said = ran.stdout.readline()
+        while left and ran.poll() is None:
+            time.sleep(draw.uniform(0.0, longest))
+            workers = workers_of(ran.pid)
+            if ran.poll() is not None or not workers:
+                break
+            whom = draw.choice(("worker", "parent", "all"))
+            doomed = {"worker": [draw.choice(workers)], "parent": [ran.pid], "all": [*workers, ran.pid]}[whom]
+            for pid in doomed:
+                os.kill(pid, signal.SIGKILL)
+            left -= 1
+            yield whom
+            if whom != "worker":
+                ran.wait(60)
+                until = time.monotonic() + 60
+                while any(map(alive, workers)):
+                    assert time.monotonic() < until, "workers outlive their parent"
+                    time.sleep(0.05)
+        ran.stdout.read()
+        if ran.wait(600) == 0:
+            return
+    raise AssertionError("the grid does not come to its end")
