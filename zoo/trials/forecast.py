@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from pydantic import ValidationError
-from scipy import optimize
 
 from zoo.result import Result
 from zoo.trials.run import Ready, data_key
@@ -88,7 +88,7 @@ def detectable(sd: float, seeds: int) -> float | None:
         return None
     if sd == 0.0:
         return 0.0
-    return sd * float(optimize.brentq(lambda effect: power(effect, 1.0, seeds) - POWER, 1e-6, 100.0))
+    return sd * float(scipy.optimize.brentq(lambda effect: power(effect, 1.0, seeds) - POWER, 1e-6, 100.0))
 
 
 def bill(ready: Ready, timings: Timings, at_once: int, price: float | None, tell: Callable[[str], None]) -> Bill:

@@ -12,7 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy  # its parts load when they are first used: importing all of scipy.stats costs a worker a second
 
 LEVEL = 0.05  # two-sided
 POWER = 0.80
@@ -94,13 +94,13 @@ def p_values(differences: np.ndarray) -> np.ndarray:
     mean, sd = d.mean(-1), d.std(-1, ddof=1)
     still = (d == d[..., :1]).all(-1)
     t = np.abs(mean) / np.where(still, 1.0, sd) * math.sqrt(n)
-    return np.where(still, np.where(d[..., 0] == 0.0, 1.0, 0.0), 2.0 * special.stdtr(n - 1, -t))
+    return np.where(still, np.where(d[..., 0] == 0.0, 1.0, 0.0), 2.0 * scipy.special.stdtr(n - 1, -t))
 
 
 def t_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
     """The interval that holds the true mean difference in 95 cases of 100, by Student's t."""
     n = len(differences)
-    half = float(special.stdtrit(n - 1, 1 - level / 2)) * spread(differences) / math.sqrt(n)
+    half = float(scipy.special.stdtrit(n - 1, 1 - level / 2)) * spread(differences) / math.sqrt(n)
     mean = math.fsum(differences) / n
     return mean - half, mean + half
 
@@ -115,7 +115,7 @@ def bootstrap_interval(differences: np.ndarray, level: float = LEVEL) -> Interva
         return None
     if spread(differences) == 0.0:
         return float(differences[0]), float(differences[0])
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (differences,),
         np.mean,
         confidence_level=1 - level,
@@ -154,9 +154,9 @@ def power(effect: float, sd: float, seeds: int, level: float = LEVEL) -> float:
 
 def _power(shift: float | np.ndarray, seeds: int, level: float) -> np.ndarray:
     df = seeds - 1
-    t = special.stdtrit(df, 1 - level / 2)
-    wrong_side = np.nan_to_num(stats.nct.cdf(-t, df, shift))  # so small for large shifts that scipy gives nan
-    return stats.nct.sf(t, df, shift) + wrong_side
+    t = scipy.special.stdtrit(df, 1 - level / 2)
+    wrong_side = np.nan_to_num(scipy.stats.nct.cdf(-t, df, shift))  # so small for large shifts that scipy gives nan
+    return scipy.stats.nct.sf(t, df, shift) + wrong_side
 
 
 def smallest_effect(sd: float, seeds: int, share: float = POWER, level: float = LEVEL) -> float:
@@ -178,7 +178,7 @@ def _factor(seeds: int, share: float, level: float) -> float:
     """The shift, in standard errors as estimated, at which the mean power is ``share``."""
     nodes, weights = np.polynomial.legendre.leggauss(80)
     quantiles = (nodes + 1.0) / 2.0
-    ratio = np.sqrt(stats.chi2.ppf(quantiles, seeds - 1) / (seeds - 1))  # estimated over true standard deviation
+    ratio = np.sqrt(scipy.stats.chi2.ppf(quantiles, seeds - 1) / (seeds - 1))  # estimated over true standard deviation
 
     def missing(shift: float) -> float:
         return float(weights @ _power(shift * ratio, seeds, level)) / 2.0 - share
@@ -186,7 +186,7 @@ def _factor(seeds: int, share: float, level: float) -> float:
     high = 4.0
     while missing(high) < 0.0:
         high *= 2.0
-    return float(optimize.brentq(missing, 0.0, high))
+    return float(scipy.optimize.brentq(missing, 0.0, high))
 
 
 class Noise(NamedTuple):
@@ -201,4 +201,4 @@ def noise_floor(sd: float | None, seeds: int) -> Noise | None:
     """The noise of single scores, from the spread of the baseline's scores over its seeds; None for fewer than two."""
     if sd is None or seeds < 2:
         return None
-    return Noise(seeds, sd, float(special.stdtrit(seeds - 1, 1 - LEVEL / 2)) * sd * math.sqrt(2.0))
+    return Noise(seeds, sd, float(scipy.special.stdtrit(seeds - 1, 1 - LEVEL / 2)) * sd * math.sqrt(2.0))
