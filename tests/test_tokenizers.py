@@ -370,7 +370,7 @@ def test_missing_tokenizers_are_named(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"empty.*holds no tokenizer"):
         build("hf", tmp_path, name="empty")
-    monkeypatch.setattr(hf_tokenizer, "_hub_answers", lambda: False)
+    monkeypatch.setattr(hf_tokenizer, "hub_answers", lambda: False)
     with pytest.raises(ConfigError, match=r"name = 'nobody/nothing'.*cannot be reached"):
         build("hf", tmp_path, name="nobody/nothing")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zoo.core.part import ConfigError
+from zoo.data.retries import hub_answers
 from zoo.data.slots import Document
 from zoo.data.table import Bytewise, byte_offsets, tile
 
@@ -68,6 +69,8 @@ class HubTokenizer(Bytewise, kind="hf"):
         rules = json.loads(told["tokenizer"])
         self.lossless = is_lossless(rules)
         self.pieces = pieces_of(rules, self.backend.get_vocab(with_added_tokens=True))
+        unknown = rules["model"].get("unk_token")
+        self._unknown = None if unknown is None else self.backend.token_to_id(str(unknown))
         self._bos = told["bos"]
         if self._bos is None:
             self._bos = len(self.pieces)
@@ -80,8 +83,16 @@ class HubTokenizer(Bytewise, kind="hf"):
     def bos(self) -> int:
         return self._bos
 
+    @property
+    def unknown(self) -> int | None:
+        return self._unknown
+
     def encode(self, text: str) -> np.ndarray:
         return np.asarray(self.backend.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        found = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)  # without offsets
+        return [np.asarray(one.ids, np.int32) for one in found]
 
     def decode(self, ids: Iterable[int]) -> str:
         if self.lossless:
@@ -107,27 +118,13 @@ def _load(name: str, config: HubTokenizer.Config) -> Any:
             raise ConfigError(
                 f"holds no tokenizer that transformers can read: {_first_line(fault)}", "name", name
             ) from None
-    if not _hub_answers():
+    if not hub_answers():
         reason = "is no local folder and not in the hub's local cache, and the hub cannot be reached"
         raise ConfigError(reason, "name", config.name)
     try:
         return AutoTokenizer.from_pretrained(name, revision=config.revision)
     except (OSError, ValueError) as fault:
         raise ConfigError(f"cannot be loaded from the hub: {_first_line(fault)}", "name", config.name) from None
-
-
-def _hub_answers() -> bool:
-    """Whether the hub can be reached now; asking first spares an offline user a minute of retries."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception:  # whatever its HTTP library raises: no route, no name, proxy refused
-        return False
-    return True
 
 
 def _first_line(fault: Exception) -> str:

@@ -217,6 +217,8 @@ class HubSource(Source, kind="hf"):
         retries.quiet_libraries()
         cfg, files = self.config, [str(path) for path in self._files()]
         more = {"sample_by": cfg.sample_by} if cfg.name == "text" and files else {}
+        if self._builder is None and not files and not retries.hub_answers():
+            raise ConnectionError("the hub cannot be reached")  # the library would try for minutes to find out
         if self._builder is None:
             self._builder = datasets.load_dataset_builder(
                 cfg.name,

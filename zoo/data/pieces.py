@@ -35,7 +35,7 @@ class SentencePiece(Bytewise, kind="sentencepiece"):
     class Config(Bytewise.Config):
         vocab_size: PositiveInt = 1024  # unknown, bos and 256 bytes among them; of a `model` file: its own
         model_type: Literal["bpe", "unigram"] = "bpe"
-        model: str | None = None  # path of a .model file, relative to the recipe; None: train
+        model: str | None = None  # path of a .model file, relative to the recipe; None or "": train
         sample_bytes: PositiveInt = Field(
             2_000_000, description="of training text to learn from at most, spread evenly over it"
         )
@@ -44,7 +44,7 @@ class SentencePiece(Bytewise, kind="sentencepiece"):
 
     def origin(self) -> str:
         digest = hashlib.sha256(f"{super().origin()} {version('sentencepiece')}".encode())
-        if self.config.model is not None:
+        if self.config.model:
             digest.update(self._file())
         return digest.hexdigest()
 
@@ -56,7 +56,7 @@ class SentencePiece(Bytewise, kind="sentencepiece"):
             raise ConfigError(f"cannot be read: {fault.strerror} ({path})", "model", self.config.model) from None
 
     def train(self, documents: Iterable[Document]) -> bytes:
-        if self.config.model is not None:
+        if self.config.model:
             return self._file()
         from sentencepiece import SentencePieceTrainer
 
@@ -130,6 +130,22 @@ class SentencePiece(Bytewise, kind="sentencepiece"):
         if self.lossless:
             return super().decode(ids)
         return self.model.decode([int(i) for i in ids if int(i) < self.model.vocab_size()])
+
+    @property
+    def unknown(self) -> int:
+        return self.model.unk_id()
+
+    def bytes_of(self, ids: np.ndarray) -> np.ndarray:
+        """Bytes of the text that the pieces spell; a space that leads a piece is one, but not at the start of a document.
+
+        Source: the byte count of the parameter-golf challenge, with every U+2581 of a piece taken for one byte.
+        """
+        if self.lossless or not len(ids):
+            return super().bytes_of(ids)
+        edge = np.array([not piece for piece in self.pieces])  # control, unknown and unused pieces
+        spaced = np.array([piece.startswith(b" ") for piece in self.pieces])
+        after = np.concatenate([[True], edge[ids[:-1]]])
+        return self.byte_lengths()[ids] - (spaced[ids] & after)
 
     def spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         if self.lossless:

@@ -15,6 +15,7 @@ from zoo.core.part import ConfigError
 from zoo.data.batches import Group
 from zoo.data.cache import default_cache, entry
 from zoo.data.encode import Encoding, Limits, Room, blamed
+from zoo.data.shards import Joined, Measured, TokenShards, spelt
 from zoo.data.slots import Document, Source, Tokenizer
 from zoo.data.worker import token_dtype
 from zoo.data.yardstick import xz_facts
@@ -44,7 +45,7 @@ class Wanted(Protocol):
 class Prepared:
     """Text as token streams: each document is bos and then its ids, documents stand in order."""
 
-    train: np.ndarray  # (N,) uint16 or uint32, memory-mapped
+    train: np.ndarray | Joined  # (N,) uint16 or uint32, memory-mapped
     valid: np.ndarray  # likewise
     valid_spans: np.ndarray  # (N,) uint32, memory-mapped: the raw bytes that each validation token covers; bos 0
     byte_lengths: np.ndarray  # (V,) int32: bytes that each id stands for, exact where tokenizer.lossless
@@ -62,6 +63,8 @@ class Prepared:
 
     def documents(self, part: str) -> Iterator[Document]:
         """The documents behind a stream, ``part`` "train" or "valid", read from the source again."""
+        if self.source.holds_tokens:
+            return spelt(getattr(self, part), self.tokenizer)
         kept = taken(self.source, part, self.limits)
         return kept if part == "train" else (d for i, d in enumerate(kept) if i not in self.removed)
 
@@ -103,10 +106,14 @@ def prepare(
 
     def train_tokenizer(folder: Path) -> None:
         say("training the tokenizer", 0.0, "")
-        documents = _set_apart(taken(source, "train", limits))
-        (folder / "learned").write_bytes(_under("tokenizer", lambda: tokenizer.train(documents)))
+        documents = iter(()) if source.holds_tokens else _set_apart(taken(source, "train", limits))
+        (folder / "learned").write_bytes(_under("tokenizer", lambda: _trained(source, tokenizer, documents)))
 
     def encode(folder: Path) -> None:
+        if isinstance(source, TokenShards):
+            say("measuring the shards", 0.0, "")
+            Measured(source, tokenizer, limits)(folder)
+            return
         Encoding(source, tokenizer, learned, limits, config.duplicates, say, workers)(folder)
 
     try:
@@ -120,6 +127,16 @@ def prepare(
     prepared = _open(folder, source, tokenizer, limits)
     prepared.facts.update(xz_facts(prepared, cache))
     return prepared
+
+
+def _trained(source: Source, tokenizer: Tokenizer, documents: Iterator[Document]) -> bytes:
+    try:
+        return tokenizer.train(documents)
+    except ConfigError:
+        if not source.holds_tokens:
+            raise
+        reason = "cannot learn from a source that holds tokens: name the tokenizer that made them (a .model, a folder)"
+        raise ConfigError(reason) from None
 
 
 def taken(source: Source, part: str, limits: Limits) -> Iterator[Document]:
@@ -143,15 +160,15 @@ def _open(folder: Path, source: Source, tokenizer: Tokenizer, limits: tuple[int 
         **source.facts(),
         "tokenizer": str(tokenizer.kind),
         "vocab_size": str(tokenizer.vocab_size),
-        "bytes_counted": "by id" if tokenizer.lossless else "by offset in the raw text: this tokenizer changes text",
+        "bytes_counted": _how_counted(source, tokenizer),
         "data": fingerprint[:12],
-        "shared": _shared(counts),
+        "shared": "unknown: the source holds tokens" if source.holds_tokens else _shared(counts),
     }
     for part in ("train", "valid"):
         facts |= {f"{part}_{what}": str(counts[part][what]) for what in ("documents", "bytes", "tokens")}
     return Prepared(
-        train=np.memmap(folder / "train.tokens", dtype, mode="r"),
-        valid=np.memmap(folder / "valid.tokens", dtype, mode="r"),
+        train=_train_stream(folder, source, dtype, counts["train"]["tokens"]),
+        valid=np.memmap(folder / "valid.tokens", np.uint16 if source.holds_tokens else dtype, mode="r"),
         valid_spans=np.memmap(folder / "valid.spans", np.uint32, mode="r"),
         byte_lengths=tokenizer.byte_lengths(),
         tokenizer=tokenizer,
@@ -159,13 +176,27 @@ def _open(folder: Path, source: Source, tokenizer: Tokenizer, limits: tuple[int 
         train_bytes=counts["train"]["bytes"],
         valid_bytes=counts["valid"]["bytes"],
         valid_text=counts["valid_text"],
-        shared_bytes=counts["shared_bytes"],
+        shared_bytes=counts.get("shared_bytes", 0),
         fingerprint=fingerprint,
         facts=facts,
         limits=limits,
-        removed=frozenset(counts["removed"]),
-        groups=_groups(counts["groups"], source.weights),
+        removed=frozenset(counts.get("removed", ())),
+        groups=_groups(counts.get("groups", ()), source.weights),
     )
+
+
+def _train_stream(folder: Path, source: Source, dtype: type, n_tokens: int) -> np.ndarray | Joined:
+    if isinstance(source, TokenShards):
+        return Joined(source.tokens("train").parts, n_tokens)
+    return np.memmap(folder / "train.tokens", dtype, mode="r")
+
+
+def _how_counted(source: Source, tokenizer: Tokenizer) -> str:
+    if tokenizer.lossless:
+        return "by id"
+    if source.holds_tokens:
+        return "of the text that the tokens spell: this tokenizer changed the raw text, which is not there"
+    return "by offset in the raw text: this tokenizer changes text"
 
 
 def _shared(counts: dict[str, Any]) -> str:

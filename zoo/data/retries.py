@@ -55,6 +55,20 @@ def wait(seconds: float) -> None:
     time.sleep(seconds)
 
 
+def hub_answers() -> bool:
+    """Whether the hub can be reached now; asking first spares an offline user a minute of retries."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # whatever its HTTP library raises: no route, no name, proxy refused
+        return False
+    return True
+
+
 def quiet_libraries() -> None:
     """Leave retrying to us: the libraries below would wait on their own terms and say so in several lines each."""
     import datasets

@@ -28,6 +28,8 @@ class Document(NamedTuple):
 class Source(Part, slot="source"):
     """Where text comes from. ``base`` is the folder that relative paths are relative to (the recipe's)."""
 
+    holds_tokens = False  # whether it has ``tokens(part)`` instead of documents
+
     def __init__(self, config: Source.Config, base: Path) -> None:
         self.config, self.base = config, base
 
@@ -129,6 +131,10 @@ class Tokenizer(Part, slot="tokenizer"):
         Where ``lossless`` is False an id covers now more and now fewer bytes of the raw text: ask ``spans``.
         """
         raise NotImplementedError
+
+    def bytes_of(self, ids: np.ndarray) -> np.ndarray:
+        """(N,) int: bytes that each id of a stream (N,) covers, where there is no raw text but only what the ids spell."""
+        return self.byte_lengths()[ids]
 
     def spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """ids (T,) of one document, and the raw UTF-8 bytes (T,) that each of them covers in it, all bytes covered once."""
