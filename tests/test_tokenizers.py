@@ -66,7 +66,7 @@ any_text = st.one_of(
 )
 often = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-LOSSLESS = ("byte", "bpe", "unigram", "hf")
+LOSSLESS = ("byte", "bpe", "unigram", "byte_bpe", "hf")
 CHANGING = ("nmt_nfkc", "dummy_prefix", "no_fallback", "wordpiece", "nfc", "metaspace")
 
 
@@ -156,6 +156,7 @@ def zoo_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
         "byte": build("byte"),
         "bpe": build("sentencepiece", vocab_size=420),
         "unigram": build("sentencepiece", vocab_size=320, model_type="unigram"),
+        "byte_bpe": build("byte_bpe", vocab_size=400),
         "hf": build("hf", name=str(byte_level(folder / "byte_level", added=("    ", "ß")))),
         "nmt_nfkc": build("sentencepiece", folder, model="nmt_nfkc.model"),
         "dummy_prefix": build("sentencepiece", folder, model="dummy.model"),

@@ -16,46 +16,8 @@ from zoo.data.slots import Document
 from zoo.data.table import Bytewise, byte_offsets, tile
 
 
-class HubTokenizer(Bytewise, kind="hf"):
-    """Somebody else's tokenizer, by hub name or local folder, with its bytes counted against the raw text.
-
-    Byte-level BPE without normalisation is ``lossless``: each id has its bytes in the byte alphabet. For all others bytes are
-    counted by the offsets of tokens in the text. Text that spells a special token is treated as plain text. What the hub
-    returned is kept in the cache, so a second run needs no network.
-
-    Source: byte-level BPE, GPT-2 (Radford et al. 2019); the tokenizers and transformers libraries.
-    """
-
-    class Config(Bytewise.Config):
-        name: str  # a folder, relative to the recipe, or a name on the hub
-        revision: str | None = None  # branch, tag or commit on the hub
-
-    config: Config
-
-    def origin(self) -> str:
-        digest = hashlib.sha256(super().origin().encode())
-        if (folder := self._folder()) is not None:
-            for path in sorted(folder.glob("*token*")) + sorted(folder.glob("*.model")) + sorted(folder.glob("*.txt")):
-                digest.update(path.name.encode() + path.read_bytes() if path.is_file() else b"")
-        return digest.hexdigest()
-
-    def _folder(self) -> Path | None:
-        """The local folder that ``name`` means, or None for a name on the hub."""
-        path = self.base / Path(self.config.name).expanduser()
-        if path.is_dir():
-            return path
-        if self.config.name.startswith((".", "/", "~")) or self.config.name.count("/") > 1:
-            raise ConfigError(f"no such folder ({path})", "name", self.config.name)
-        return None
-
-    def train(self, documents: Iterable[Document]) -> bytes:
-        wrapped = _load(str(self._folder() or self.config.name), self.config)
-        backend = getattr(wrapped, "backend_tokenizer", None)
-        if backend is None:
-            raise ConfigError("has no fast tokenizer (tokenizer.json), so nobody can say which bytes a token covers")
-        candidates = (wrapped.bos_token_id, wrapped.eos_token_id, wrapped.cls_token_id)
-        bos = next((i for i in candidates if i is not None), None)
-        return json.dumps({"tokenizer": backend.to_str(), "bos": bos}).encode()
+class Backed(Bytewise):
+    """A tokenizer of the tokenizers library, from what ``train`` returns: its JSON and the id of its bos."""
 
     def load(self, learned: bytes) -> None:
         from tokenizers import Tokenizer as Backend
@@ -105,6 +67,48 @@ class HubTokenizer(Bytewise, kind="hf"):
         found, starts = self.backend.encode(text, add_special_tokens=False), byte_offsets(text)
         ends = np.fromiter((end for _, end in found.offsets), np.int64, len(found.offsets))
         return np.asarray(found.ids, np.int32), tile(starts[ends], int(starts[-1]))
+
+
+class HubTokenizer(Backed, kind="hf"):
+    """Somebody else's tokenizer, by hub name or local folder, with its bytes counted against the raw text.
+
+    Byte-level BPE without normalisation is ``lossless``: each id has its bytes in the byte alphabet. For all others bytes are
+    counted by the offsets of tokens in the text. Text that spells a special token is treated as plain text. What the hub
+    returned is kept in the cache, so a second run needs no network.
+
+    Source: byte-level BPE, GPT-2 (Radford et al. 2019); the tokenizers and transformers libraries.
+    """
+
+    class Config(Backed.Config):
+        name: str  # a folder, relative to the recipe, or a name on the hub
+        revision: str | None = None  # branch, tag or commit on the hub
+
+    config: Config
+
+    def origin(self) -> str:
+        digest = hashlib.sha256(super().origin().encode())
+        if (folder := self._folder()) is not None:
+            for path in sorted(folder.glob("*token*")) + sorted(folder.glob("*.model")) + sorted(folder.glob("*.txt")):
+                digest.update(path.name.encode() + path.read_bytes() if path.is_file() else b"")
+        return digest.hexdigest()
+
+    def _folder(self) -> Path | None:
+        """The local folder that ``name`` means, or None for a name on the hub."""
+        path = self.base / Path(self.config.name).expanduser()
+        if path.is_dir():
+            return path
+        if self.config.name.startswith((".", "/", "~")) or self.config.name.count("/") > 1:
+            raise ConfigError(f"no such folder ({path})", "name", self.config.name)
+        return None
+
+    def train(self, documents: Iterable[Document]) -> bytes:
+        wrapped = _load(str(self._folder() or self.config.name), self.config)
+        backend = getattr(wrapped, "backend_tokenizer", None)
+        if backend is None:
+            raise ConfigError("has no fast tokenizer (tokenizer.json), so nobody can say which bytes a token covers")
+        candidates = (wrapped.bos_token_id, wrapped.eos_token_id, wrapped.cls_token_id)
+        bos = next((i for i in candidates if i is not None), None)
+        return json.dumps({"tokenizer": backend.to_str(), "bos": bos}).encode()
 
 
 def _load(name: str, config: HubTokenizer.Config) -> Any:
