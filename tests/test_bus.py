@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.core.attend import positions, previous
 from zoo.core.part import ConfigError
-from zoo.core.wires import NOISE, SEGMENTS, Bus, Past, Wire, mix, noise_key
+from zoo.core.wires import NOISE, SEGMENTS, Bus, Past, Wire, _salt, mix, noise_key
 
 V, W = Wire("v", "B T"), Wire("w", "B T")
 
@@ -129,3 +129,12 @@ def test_every_input_bit_of_the_hash_moves_half_of_its_output():
         changed = mix(x) ^ mix(x ^ (1 << bit))
         share = sum(((changed >> i) & 1).double().mean() for i in range(32)) / 32
         assert 0.47 < float(share) < 0.53
+
+
+@pytest.mark.parametrize(("text", "salt"), [("", 0x811C9DC5), ("a", 0xE40C292C), ("foobar", 0xBF9CF968)])
+def test_names_are_hashed_as_fnv_1a_is_published(text: str, salt: int) -> None:
+    assert _salt(text) == salt
+
+
+def test_noise_begins_at_step_and_micro_step_zero() -> None:
+    assert noise_key(3) == noise_key(3, 0, 0) != noise_key(3, 1, 0)

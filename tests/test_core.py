@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 import zoo.blocks
+import zoo.core.precision
 from zoo.core.cache import Cache
 from zoo.core.params import Constant, Embedding, Linear, Normal, Orthogonal, Role, Rows, Uniform, entries, roles
 from zoo.core.part import ConfigError, Part, PartConfig, build_child, faults
@@ -235,3 +236,14 @@ def test_linear_works_in_the_dtype_of_its_input():
         y = layer(torch.ones(4, 3, dtype=dtype))
         assert y.dtype == dtype
         assert y.unique().tolist() == [4.0]
+
+
+@pytest.mark.parametrize(("flags", "fast"), [("fpu avx512_bf16 x", True), ("amx_bf16", True), ("avx512", False)])
+def test_a_cpu_is_fast_at_bf16_where_it_says_so(
+    flags: str, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr(zoo.core.precision, "Path", lambda name: file)
+    assert not zoo.core.precision._cpu_has_bf16()  # a system without that file says nothing
+    file.write_text(f"processor : 0\nflags : {flags}\n", encoding="utf-8")
+    assert zoo.core.precision._cpu_has_bf16() is fast

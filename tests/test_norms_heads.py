@@ -250,6 +250,7 @@ def test_chunks_keep_no_logits_for_the_backward():
             block.nll(stream(4, 40, DIM), torch.zeros(4, 40, dtype=torch.long))
         return max(sizes)
 
+    assert head(chunk_elements=1).chunk == head(chunk_elements=2 * VOCAB - 1).chunk == 1
     assert largest_kept(160 * VOCAB) == 160 * VOCAB
     assert largest_kept(10 * VOCAB) <= 160 * DIM
 

@@ -182,9 +182,6 @@ class Balance(Block, slot="balance"):
     def observe(self, probs: Tensor, counts: Tensor, bus: Bus) -> None:
         """probs (N, E) sum to one over E and carry gradients; counts (E,) int64 are the assignments of this call."""
 
-    def forward(self, probs: Tensor, counts: Tensor, bus: Bus) -> None:
-        self.observe(probs, counts, bus)
-
 
 class FeedForward(Block, slot="ffn"):
     """``(x, bus) -> x``: works on each token alone. (B, T, D) -> (B, T, D)."""
