@@ -12,11 +12,12 @@ from zoo.report.terminal import print_table
 from zoo.report.units import significant
 from zoo.trials.effects import Cell, effects, missing
 from zoo.trials.envelope import BEST, Curve, gaps, warnings, word
+from zoo.trials.follow import agreement, follow_of, ranked
 from zoo.trials.grid import Grid
 from zoo.trials.names import short_paths
-from zoo.trials.racing import Heat
+from zoo.trials.racing import Heat, at_steps
 from zoo.trials.run import Outcome
-from zoo.trials.stages import base_of, curves, ladder_of, race_standing, score
+from zoo.trials.stages import base_of, by_arm, curves, followed, ladder_of, own_steps, race_standing, score
 from zoo.trials.statistics import UNRESOLVED, Comparison, compare, paired
 
 Rows = list[dict[str, str]]
@@ -34,7 +35,7 @@ class Section(NamedTuple):
 
 def sections(grid: Grid, seen: Sequence[Outcome]) -> list[Section]:
     """The sections that this design has, from all outcomes there are."""
-    found = [_envelope(grid, seen), _effects(grid, seen), _path(grid, seen), _race(grid, seen)]
+    found = [section(grid, seen) for section in (_envelope, _effects, _path, _race, _ranking)]
     return [section for section in found if section is not None]
 
 
@@ -252,3 +253,49 @@ def _heat_row(heat: Heat, heats: Sequence[Heat]) -> dict[str, str]:
         "to the rung's best": spoken(heat.comparison),
         "state": state,
     }
+
+
+# -- longer runs ------------------------------------------------------------------------------------------------------
+
+RANKING = (
+    "Arms were ranked by short runs; some of them, the best and others evenly spread over the rest, were trained again for "
+    "longer, each with its schedule run to its end. Bits per byte, ranks in parentheses; rho is Spearman's rank correlation "
+    "over the arms that both budgets have."
+)
+
+
+def _ranking(grid: Grid, seen: Sequence[Outcome]) -> Section | None:
+    asked = follow_of(grid.study.origin, grid.study.words.get("follow"))
+    longer = {arm.name for arm in followed(grid, seen)}
+    if asked is None or not longer & set(by_arm(seen)):
+        return None
+    arms = {arm.name: arm for arm in grid.arms}
+    scores, budgets = by_arm(seen), [1, *asked.times]
+    at: list[dict[str, dict[int, float]]] = []
+    for times in budgets:
+        own = {n: n if times == 1 else at_steps(a, times * own_steps(a)).name for n, a in arms.items()}
+        at.append({name: scores[there] for name, there in own.items() if there in scores})
+    steps = own_steps(grid.arms[0])
+    heads = [f"{times * steps:,} updates" for times in budgets]
+    shown = [name for name in ranked(at[0]) if name in at[1]]
+    rows = [{"variant": name, **dict(zip(heads, (_place(name, side) for side in at), strict=True))} for name in shown]
+    said = []
+    for i, j in [(0, k) for k in range(1, len(at))] + [(k, k + 1) for k in range(1, len(at) - 1)]:
+        found = agreement(at[i], at[j])
+        if found is not None:
+            rho = "not defined" if found.rho is None else f"{found.rho:+.2f} (p = {found.p:.2g})"
+            said.append(
+                f"{heads[i]} against {heads[j]}: rho {rho} over {found.arms} arms; the best of the shorter runs comes "
+                f"{found.best_becomes} of {found.arms} in the longer ones"
+            )
+    return Section(
+        "ranking", f"{grid.name}, longer runs", RANKING, (("the arms that were followed", rows),), tuple(said)
+    )
+
+
+def _place(name: str, scores: dict[str, dict[int, float]]) -> str:
+    """``2.4567 (3 of 74)``."""
+    order = ranked(scores)
+    if name not in order:
+        return ""
+    return f"{significant(sum(scores[name].values()) / len(scores[name]))} ({order.index(name) + 1} of {len(order)})"

@@ -21,7 +21,7 @@ from zoo.report.publish import write_cards, write_pictures
 from zoo.report.sections import Section, markdown, print_section, sections
 from zoo.report.terminal import print_table
 from zoo.report.units import bytes_of, flops, scaled
-from zoo.trials.check import check, locate, memory
+from zoo.trials.check import check, locate, memory, outline
 from zoo.trials.grid import Grid, plan
 from zoo.trials.places import Execution, Limits, places_for
 from zoo.trials.run import Outcome, Ready, data_key, make_ready, run, stored, with_known_vocabularies
@@ -51,9 +51,11 @@ def dry_run(grid: Grid, only: str, console: Console) -> None:
     grid = _with_text(grid, console) if guessed else known
     forecasts = check(grid)
     names = {arm.name for arm in wanted}
-    rows = []
+    rows, needed = [], {}
     for arm in grid.arms:
         if arm.name in names:
+            like = outline(arm.recipe)
+            needed[like] = memory(arm.recipe) if like not in needed else needed[like]
             seen, seconds = forecasts[arm.name], arm.recipe.train.seconds
             rows.append(
                 {
@@ -64,7 +66,7 @@ def dry_run(grid: Grid, only: str, console: Console) -> None:
                     "FLOPs/token": flops(seen.cost.flops_per_token),
                     "steps": f"{seconds:g} s" if seen.steps is None else f"{seen.steps:,}",
                     "tokens": "" if seen.steps is None else scaled(seen.steps * seen.tokens_per_step),
-                    "est. memory": bytes_of(memory(arm.recipe)),
+                    "est. memory": bytes_of(needed[like]),
                 }
             )
     print_table(console, f"{grid.name}: {len(rows) * len(grid.seeds)} trials", rows, ["tokens", "seeds", "FLOPs/token"])

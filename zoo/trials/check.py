@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
+from zoo.core.tables import tabulate
 from zoo.cost import Cost, cost_of, saved_bytes
 from zoo.recipe import Recipe
 from zoo.resolve import blame
@@ -33,7 +35,13 @@ def check(grid: Grid, arms: Sequence[Arm] | None = None) -> dict[str, Forecast]:
             optimizer for a role that no arm has.
     """
     arms = grid.arms if arms is None else arms
-    found = {arm.name: _forecast(grid, arm) for arm in arms}
+    known: dict[str, Forecast] = {}  # arms of a search differ in rates alone: each model is built once
+    found = {}
+    for arm in arms:
+        like = outline(arm.recipe)
+        if like not in known:
+            known[like] = _forecast(grid, arm)
+        found[arm.name] = known[like]
     present = frozenset().union(*(forecast.roles for forecast in found.values()))
     if len(arms) == len(grid.arms):
         for arm in arms:
@@ -43,6 +51,17 @@ def check(grid: Grid, arms: Sequence[Arm] | None = None) -> dict[str, Forecast]:
                     message = f"no arm has {role} parameters; there are: {', '.join(sorted(present))}"
                     raise ConfigError(f"{blame(grid.patches, path)}: {ConfigError(message, path)}")
     return found
+
+
+def outline(recipe: Recipe) -> str:
+    """Equal for recipes of which everything here is equal: all of them but the numbers with which optimizers move."""
+    table = {
+        name: tabulate(getattr(recipe, name)) for name in ("model", "optim", "schedule", "average", "train", "machine")
+    }
+    table["optim"] = {
+        role: {k: v for k, v in knobs.items() if type(v) is not float} for role, knobs in table["optim"].items()
+    }
+    return json.dumps(table, sort_keys=True)
 
 
 def _forecast(grid: Grid, arm: Arm) -> Forecast:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from zoo.budget import total_steps
 from zoo.core.part import ConfigError
 from zoo.result import Result
 from zoo.trials.designs import rung
 from zoo.trials.envelope import Curve, beyond, moved
+from zoo.trials.follow import chosen, follow_of, ranked
 from zoo.trials.grid import Arm, Grid, arms_of
-from zoo.trials.racing import Pair, Race, Standing, race_of, standing
+from zoo.trials.racing import Pair, Race, Standing, at_steps, race_of, standing
 from zoo.trials.run import Outcome, Ready, Trial, View, data_key, make_ready
 
 EXTEND = 3  # rates that lr_extend = true may add to an arm
@@ -52,7 +54,7 @@ def staged(
 
 def is_staged(grid: Grid) -> bool:
     """Whether some trials are only known from the results of others."""
-    return grid.study.greedy or bool(limit_of(grid)) or "race" in grid.study.words
+    return grid.study.greedy or bool(limit_of(grid)) or bool({"race", "follow"} & set(grid.study.words))
 
 
 def limit_of(grid: Grid) -> int:
@@ -86,7 +88,7 @@ def further(grid: Grid, seen: Sequence[Outcome]) -> list[Pair]:
     if "race" in grid.study.words:
         return list(race_standing(grid, seen).wanted)
     arms = {arm.name: arm for arm in (*grid.arms, *(o.trial.arm for o in seen))}
-    for more in (tuple(arms.values()), _extended(grid, seen), _next_rung(grid, seen)):
+    for more in (tuple(arms.values()), _extended(grid, seen), _next_rung(grid, seen), followed(grid, seen)):
         have = {(o.trial.arm.name, o.result.seed) for o in seen}
         pairs = [(arm, seed) for seed in grid.seeds for arm in more if (arm.name, seed) not in have]
         if pairs:
@@ -104,11 +106,9 @@ def score(outcome: Outcome) -> float | None:
 
 def race(grid: Grid) -> Race | None:
     """The grid's race, checked."""
-    from zoo.train import total_steps
-
     words = grid.study.words
-    if "race" in words and (grid.study.greedy or limit_of(grid)):
-        raise ConfigError(f"{grid.study.origin}: grid.race: goes with no greedy path and no lr_extend")
+    if "race" in words and (grid.study.greedy or limit_of(grid) or "follow" in words):
+        raise ConfigError(f"{grid.study.origin}: grid.race: goes with no greedy path, no lr_extend and no follow")
     return race_of(grid.study.origin, words.get("race"), {arm.name: total_steps(arm.recipe) for arm in grid.arms})
 
 
@@ -146,11 +146,12 @@ def _stopped(trial: Trial, why: str, facts: dict[str, str]) -> Outcome:
 
 
 def beyond_plan(grid: Grid, seen: Sequence[Outcome]) -> list[Outcome]:
-    """What later stages trained at full length, for the table: added rates and rungs, added seeds; no shorter runs."""
+    """What later stages trained at the grid's own length, for the table: added rates and rungs, added seeds."""
     full = {arm.name for arm in grid.arms}
     if "race" in grid.study.words:
         return [o for o in seen if o.trial.arm.name in full and o.result.seed not in grid.seeds]
-    return [o for o in seen if o.trial.arm.name not in full]
+    longer = {arm.name for arm in followed(grid, seen)}
+    return [o for o in seen if o.trial.arm.name not in full | longer]
 
 
 # -- envelopes and greedy paths ---------------------------------------------------------------------------------------
@@ -222,3 +223,41 @@ def _means(seen: Sequence[Outcome]) -> dict[str, float]:
         name: min((math.fsum(bits) / len(bits) for bits in rates.values() if bits), default=math.inf)
         for name, rates in found.items()
     }
+
+
+# -- longer runs ------------------------------------------------------------------------------------------------------
+
+
+def followed(grid: Grid, seen: Sequence[Outcome]) -> tuple[Arm, ...]:
+    """The longer runs that the results of the grid's own arms ask for, the shortest first."""
+    asked = follow_of(grid.study.origin, grid.study.words.get("follow"))
+    if asked is None:
+        return ()
+    arms = {arm.name: arm for arm in grid.arms}
+    names = ranked(by_arm([o for o in seen if o.trial.arm.name in arms]))
+    longer = []
+    for times, n in zip(asked.times, asked.arms, strict=True):
+        names = chosen(names, n)
+        longer += [at_steps(arms[name], times * own_steps(arms[name])) for name in names]
+    return tuple(longer)
+
+
+def own_steps(arm: Arm) -> int:
+    """The updates of an arm.
+
+    Raises:
+        ConfigError: a budget in seconds.
+    """
+    steps = total_steps(arm.recipe)
+    if steps is None:
+        raise ConfigError("grid.follow: arms with a budget in seconds have no number of updates to multiply")
+    return steps
+
+
+def by_arm(seen: Sequence[Outcome]) -> dict[str, dict[int, float]]:
+    """Bits per byte of every arm by seed."""
+    found: dict[str, dict[int, float]] = {}
+    for outcome in seen:
+        if (bits := score(outcome)) is not None:
+            found.setdefault(outcome.trial.arm.name, {})[outcome.result.seed] = bits
+    return found
