@@ -20,11 +20,12 @@ from zoo.train import batches_of, take, total_steps
 if TYPE_CHECKING:
     from zoo.data.prepare import Prepared
 
-# Of the validation bytes, how many may be (nearly) copies of training documents, where those are left in. What is learned by heart costs nothing, so
-# a share s makes a score better by up to s of itself: at 1 % less than 0.01 of the score, which is below what seeds make.
-# Text from the web always repeats a few documents (licences, error pages), so none at all would refuse every such corpus.
+# Of the validation bytes, how many may be (nearly) copies of training documents, where those are left in. What is learned by
+# heart costs nothing, so a share s makes a score better by up to s of itself: at 1 % less than 0.01 of the score, which is
+# below what seeds make. Text from the web always repeats a few documents (licences, error pages), so none at all would
+# refuse every such corpus.
 SHARED = 0.01
-# Of the stretches below, how many may stand in the training text. Boilerplate gives about 1 % in Python's standard library.
+# Of the stretches below, how many may stand in the training text. Boilerplate gives 2 % in Python's standard library.
 REPEATED = 0.1
 STRETCH = 200  # bytes, about: a stretch is a power of two of tokens
 SAMPLE = 400  # stretches, drawn from all of the validation text
