@@ -28,6 +28,7 @@ FLOORS = {
     "optim": 2,
     "data": 2,
     "scoring": 2,
+    "track": 2,
 }
 FLOORS |= {
     "codecs": 2,

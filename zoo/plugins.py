@@ -16,7 +16,7 @@ from types import ModuleType
 
 from zoo.core.part import ConfigError
 
-OWN = ("zoo.blocks", "zoo.optim", "zoo.data", "zoo.scoring", "zoo.codecs")
+OWN = ("zoo.blocks", "zoo.optim", "zoo.data", "zoo.scoring", "zoo.codecs", "zoo.track")
 GROUP = "zoo.parts"  # an entry point's value is the module that holds the class statements
 _loaded: dict[Path, str] = {}  # plug-in file -> hash of the content that is registered
 

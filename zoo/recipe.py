@@ -19,6 +19,7 @@ from zoo.data.slots import Source, Tokenizer
 from zoo.model import ModelConfig
 from zoo.optim.slots import Average, Optimizer, Schedule
 from zoo.scoring.slots import Scorer
+from zoo.track.slots import Tracker
 
 
 class DataConfig(Knobs):
@@ -113,6 +114,7 @@ class Recipe(Knobs):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     machine: MachineConfig = Field(default_factory=MachineConfig)
     card: CardConfig = Field(default_factory=CardConfig)
+    track: tuple[Tracker.Config, ...] = Tracker.pick_all("auto")
 
 
 def dumps(recipe: Recipe) -> str:

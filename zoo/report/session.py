@@ -20,6 +20,7 @@ from zoo.report.live import view_for
 from zoo.report.publish import write_cards, write_pictures
 from zoo.report.sections import Section, markdown, print_section, sections
 from zoo.report.terminal import print_table
+from zoo.report.tracking import Tracked
 from zoo.report.units import bytes_of, flops, scaled
 from zoo.trials.check import check, locate, memory, outline
 from zoo.trials.grid import Grid, plan
@@ -99,7 +100,8 @@ def run_grid(
     store = Store(root)
     outcomes: list[Outcome] = []
     wanted = grid.only(only)
-    with view_for(console, grid.arms[0].name, manner) as view, _crew(grid, wanted, execution) as crew:
+    with view_for(console, grid.arms[0].name, manner) as shown, _crew(grid, wanted, execution) as crew:
+        view = Tracked(shown, root)
         if crew is not None and len(list(root.glob(f"[!.]*/{RESULT}"))) < len(wanted) * len(grid.seeds):
             crew.start()  # while the text is being prepared
         text = {data_key(arm.recipe) for arm in wanted}  # arms on other text are neither trained nor looked up

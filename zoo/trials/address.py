@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,8 @@ from zoo.resolve import all_parts
 
 ROOT = Path(__file__).parents[1]  # the package zoo
 WHEN_KEPT = ("checkpoint_every", "checkpoint_minutes")  # change no number either
-NAMES = ("name", "variant", "base", "plugins", "card")  # what people call it, where its files lie, what is shown of it
+# what people call it, where its files lie, what is shown of it and to whom
+NAMES = ("name", "variant", "base", "plugins", "card", "track")
 
 
 def address(recipe: Recipe, data: str, folder: Path) -> str:
@@ -56,7 +58,9 @@ def code_hash(recipe: Recipe) -> str:
 def code_files(recipe: Recipe) -> list[Path]:
     """The source files that a trial runs, in a stable order."""
     start = {ROOT / "train.py"}
-    for _, part in all_parts(recipe):
+    for path, part in all_parts(recipe):
+        if re.split(r"[.\[]", path)[0] in NAMES:
+            continue
         file = getattr(sys.modules.get(part.__module__), "__file__", None)
         if file is not None:
             start.add(Path(file))
