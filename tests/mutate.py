@@ -30,7 +30,7 @@ from queue import Queue
 from threading import Lock
 from typing import Any
 
-from mutations import Mutation, draw
+from mutations import Mutation, draw, mutations
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("zoo/blocks", "zoo/core", "zoo/optim")
@@ -211,6 +211,9 @@ def report(drawn: list[Mutation], outcomes: dict[str, Outcome], seed: int) -> st
         for m in some:
             lines += [f"- `{m.file}:{m.line}` {m.kind}: `{m.before}` became `{m.after}`"]
             lines += [f"  {reasons[m.key]}"] if m.key in reasons else []
+    there = {m.key for name in {m.split(":")[0] for m in reasons} for m in mutations(ROOT / name, ROOT)}
+    if gone := sorted(set(reasons) - there):
+        lines += ["", "## Explained, but no longer there", "", *(f"- `{key}`" for key in gone)]
     lines += ["", "## Caught", ""]
     for m in caught:
         lines.append(f"- `{m.file}:{m.line}` {m.kind}: `{m.before}` became `{m.after}` ({outcomes[m.key]['by']})")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from mutate import explained
 from mutations import draw, mutations, mutations_of
 
 ROOT = Path(__file__).parents[1]
@@ -63,10 +62,3 @@ def test_one_seed_draws_the_same_lines_again_each_once() -> None:
     first, again, other = (draw(files, ROOT, 20, seed) for seed in (0, 0, 1))
     assert first == again != other
     assert len({(m.file, m.line) for m in first}) == 20
-
-
-def test_what_is_explained_still_exists() -> None:
-    """An explanation of a line that has changed is taken out, or it would excuse something else one day."""
-    named = {key.split(":")[0] for key in explained()}
-    there = {m.key for name in named for m in mutations(ROOT / name, ROOT)}
-    assert set(explained()) <= there
