@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 import zoo
-from zoo.artifact import SUFFIX, Artifact, make, read_artifact, write_artifact
+from zoo.artifact import SUFFIX, Artifact, make, write_artifact
 from zoo.codecs import container
 from zoo.codecs.slots import Codec
 from zoo.core.part import ConfigError
@@ -90,8 +90,11 @@ def prove(
     tokens, text = beginning(prepared, n_bytes)
     driver.check(len(tokens), trial.recipe.model.context)
     written = trial.folder / NAME
-    path = artifact or (written if written.is_file() else folder / ARTIFACT)
-    opened = _made(trial, prepared, path) if path == folder / ARTIFACT else artifact_of(path, trial.recipe)
+    path = artifact or (written if written.is_file() else None)
+    if path is None:
+        path = folder / ARTIFACT
+        _make(trial, prepared, path)
+    opened = artifact_of(path, trial.recipe)
     claimed = _claimed(driver, opened, tokens, say)
     data = path.read_bytes()
     ask = predictor(driver, opened)
@@ -148,14 +151,13 @@ def beginning(prepared: Prepared, n_bytes: int) -> tuple[list[int], bytes]:
     return tokens, text
 
 
-def _made(trial: Finished, prepared: Prepared, path: Path) -> Artifact:
+def _make(trial: Finished, prepared: Prepared, path: Path) -> None:
     codec = trial.recipe.codec or Codec.parse("raw")
     try:
         made = make(trial.recipe, prepared.tokenizer, trial.model(), codec)
     except ConfigError as fault:
         raise fault.under("codec") from None
     write_artifact(path, made)
-    return read_artifact(path)
 
 
 def _claimed(scorer: Scorer, opened: Artifact, tokens: list[int], say: Say) -> Score:
