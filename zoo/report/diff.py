@@ -9,6 +9,7 @@ from rich.console import Console
 
 from zoo.core.tables import tabulate
 from zoo.report.rows import Entry, plan_hash, plan_in_words
+from zoo.report.scores import heading
 from zoo.report.units import bytes_of, count, flops, scaled, signed, significant
 from zoo.result import Result
 from zoo.trials.names import differences, spell
@@ -66,8 +67,9 @@ def _figures(a: Result, b: Result) -> list[tuple[str, ...]]:
         found.append((name, words(x), words(y), signed(y - x) if comparable else ""))
     for label in dict.fromkeys([*a.scores, *b.scores]):
         x, y = (r.scores[label].bits_per_byte if label in r.scores else None for r in (a, b))
-        difference = signed(y - x) if x is not None and y is not None else ""
-        found.append((f"{label} bits_per_byte", significant(x), significant(y), difference))
+        a_code = all(r.scores[label].code_length for r in (a, b) if label in r.scores)
+        difference = signed(y - x) if x is not None and y is not None and a_code else ""
+        found.append((heading(label, a_code), significant(x), significant(y), difference))
     return found
 
 
