@@ -35,7 +35,8 @@ class Section(NamedTuple):
 
 def sections(grid: Grid, seen: Sequence[Outcome]) -> list[Section]:
     """The sections that this design has, from all outcomes there are."""
-    found = [section(grid, seen) for section in (_envelope, _effects, _path, _race, _ranking)]
+    once = [*{(o.trial.arm.name, o.result.seed): o for o in seen}.values()]
+    found = [section(grid, once) for section in (_envelope, _effects, _path, _race, _ranking)]
     return [section for section in found if section is not None]
 
 

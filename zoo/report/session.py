@@ -26,7 +26,7 @@ from zoo.trials.check import check, locate, memory, outline
 from zoo.trials.grid import Grid, plan
 from zoo.trials.places import Execution, Limits, places_for
 from zoo.trials.run import Outcome, Ready, data_key, make_ready, run, stored, with_known_vocabularies
-from zoo.trials.stages import beyond_plan, staged, stopped
+from zoo.trials.stages import beyond_plan, check_stages, staged, stopped
 from zoo.trials.store import RESULT, Store, slug, write_whole
 from zoo.trials.workers import Crew
 
@@ -36,6 +36,7 @@ def open_grid(
 ) -> Grid:
     """Read a recipe and say what was decided on the user's behalf."""
     grid = plan(recipe, profile, sets, seeds, device)
+    check_stages(grid)
     for line in grid.said:
         _say(console, line)
     return grid

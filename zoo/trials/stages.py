@@ -52,6 +52,19 @@ def staged(
             return
 
 
+def check_stages(grid: Grid) -> None:
+    """Whether what ``[grid]`` says of later stages can be.
+
+    Raises:
+        ConfigError: it cannot, and why.
+    """
+    limit_of(grid)
+    race(grid)
+    if follow_of(grid.study.origin, grid.study.words.get("follow")) is not None:
+        for arm in grid.arms:
+            own_steps(arm)
+
+
 def is_staged(grid: Grid) -> bool:
     """Whether some trials are only known from the results of others."""
     return grid.study.greedy or bool(limit_of(grid)) or bool({"race", "follow"} & set(grid.study.words))
