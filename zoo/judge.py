@@ -185,7 +185,13 @@ def result_of(
 
 def _facts(loop: Loop) -> dict[str, str]:
     run = {"device": loop.device, "dtype": loop.dtype, "threads": str(torch.get_num_threads())}
-    return {**loop.prepared.facts, **machine.facts(loop.device), **run, "profile": loop.recipe.machine.profile}
+    return {
+        **loop.prepared.facts,
+        **loop.batches.facts(),
+        **machine.facts(loop.device),
+        **run,
+        "profile": loop.recipe.machine.profile,
+    }
 
 
 def _finite(value: Tensor) -> float | None:

@@ -28,6 +28,7 @@ class DataConfig(Knobs):
     source: Source.Config = Source.pick("stdlib")
     tokenizer: Tokenizer.Config = Tokenizer.pick("byte")
     document_mask: Literal["none", "segments"] = "none"  # whether attention may cross documents packed into one row
+    packing: Literal["stream", "documents"] = "stream"  # rows across documents, or of whole ones, filled up
     train_bytes: PositiveInt | None = None  # use at most this much training text, whole documents in order; None: all
     valid_bytes: PositiveInt | None = None  # likewise for validation
     duplicates: Literal["removed", "kept"] = "removed"  # validation documents that (nearly) stand in the training text

@@ -94,6 +94,8 @@ def batches_of(recipe: Recipe, prepared: Prepared) -> Batches:
         bos=prepared.tokenizer.bos,
         document_mask=recipe.data.document_mask,
         accumulate=recipe.train.accumulate,
+        packing=recipe.data.packing,
+        groups=prepared.groups,
     )
 
 
@@ -228,7 +230,7 @@ class Loop:
         self.model.zero_grad(set_to_none=True)
         for micro in range(self.accumulate):
             out = self._forward(step, micro)
-            mean = out.nll.mean()
+            mean = out.nll.mean() * self.batches.scale(step)
             loss = sum(out.losses.values(), mean) / self.accumulate
             loss.backward()
             nll += mean.detach().float() / self.accumulate

@@ -12,11 +12,11 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from zoo.core.part import ConfigError
-from zoo.data.batches import Group
 from zoo.data.cache import default_cache, entry
 from zoo.data.encode import Encoding, Limits, Room, blamed
 from zoo.data.shards import Joined, Measured, TokenShards, spelt
 from zoo.data.slots import Document, Source, Tokenizer
+from zoo.data.windows import Group
 from zoo.data.worker import token_dtype
 from zoo.data.yardstick import xz_facts
 
