@@ -168,6 +168,22 @@ def show(
         session.show(recipe, profile, sets or [], device, variant, Console())
 
 
+@app.command()
+def tokens(
+    recipe: RecipeFile,
+    profile: Profile = None,
+    sets: Sets = None,
+    variant: Annotated[str | None, typer.Option(help="An arm of the grid instead of the recipe itself.")] = None,
+) -> None:
+    """Show what a recipe's tokenizer makes of its text: bytes per token, unknowns, longest tokens, a sample."""
+    from rich.console import Console
+
+    with faults_in_words():
+        from zoo.report import tokens as measured
+
+        measured.tokens(recipe, profile, sets or [], None, variant, Console())
+
+
 @app.command("table")
 def join_results(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of results, at any depth.")],

@@ -56,5 +56,7 @@ class ByteBPE(Backed, kind="byte_bpe"):
         backend.train_from_iterator(sample(documents, self.config.sample_bytes), trainer)
         if backend.get_vocab_size() < size:
             found = backend.get_vocab_size()
-            raise ConfigError(f"cannot be learned from this text: it has pairs for {found:,} only", "vocab_size", size)
+            raise ConfigError(
+                f"cannot be learned from this text: it has pairs for {found:,} ids only", "vocab_size", size
+            )
         return json.dumps({"tokenizer": backend.to_str(), "bos": backend.token_to_id(BOS)}).encode()
