@@ -19,6 +19,7 @@ from zoo.report import session
 from zoo.report.page import _inert, marked
 from zoo.report.study import _thinned
 from zoo.trials.grid import plan
+from zoo.trials.places import Execution
 
 EVIL = "<img src=x onerror=alert(1)>"
 GRID = """
@@ -61,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         grid = plan(write(base, GRID))
         with (base / "said.txt").open("w") as said:
-            assert session.run_grid(grid, "*", base / "out", False, 1, Console(file=said))
+            assert session.run_grid(grid, "*", base / "out", False, Execution(workers=0), Console(file=said))
     finally:
         os.environ.pop("ZOO_CACHE") if before is None else os.environ.update(ZOO_CACHE=before)
     return base / "out"

@@ -233,7 +233,7 @@ def test_the_verdict_stays_on_a_narrow_terminal(width: int) -> None:
     shown = screen.getvalue()
     assert "better" in shown and "not resolved" in shown and "-0.1000" in shown and "1.9037 ± " in shown
     assert max(map(len, shown.splitlines())) <= width
-    assert ("-0.1089 .. -0.0911" in shown) == (width > 60)
+    assert ("[-0.1089, -0.0911]" in shown) == (width > 60)
 
 
 def test_in_a_joined_table_each_plan_has_a_baseline_of_its_own() -> None:

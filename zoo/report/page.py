@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from zoo.recipe import dumps
 from zoo.report import pictures
 from zoo.report.rows import Row
 from zoo.report.study import Entry, Study
-from zoo.report.table import STATISTICS, WORDS, sayings
+from zoo.report.table import STATISTICS, WORDS, by_plan, sayings
 from zoo.report.terminal import printable
 from zoo.report.units import bytes_of, count, flops, probability, signed, significant, span
 from zoo.trials.store import write_whole
@@ -38,14 +39,15 @@ def page(study: Study) -> str:
     loader = jinja2.FileSystemLoader(HERE)
     world = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     drawn = {name: spec for name, spec in specs(study).items() if spec is not None}
-    columns = [c for c in COLUMNS if any(c[1](row)[0] for row in study.rows)]
+    rows = _comparable(study.rows)
+    columns = [c for c in COLUMNS if any(c[1](row)[0] for row in rows)]
     return world.get_template("page.html").render(
         name=study.name,
         words=WORDS,
         statistics=STATISTICS if any(row.holm_p is not None for row in study.rows) else "",
-        sayings=sayings(study.rows) if study.rows else [],
+        sayings=[line for group in by_plan(study.rows) for line in sayings(group)],
         columns=[name for name, _ in columns],
-        rows=[_cells(row, columns) for row in study.rows],
+        rows=[_cells(row, columns) for row in rows],
         trials=[_trial(entry, study) for entry in study.entries],
         facts=sorted(study.facts.items()),
         specs=drawn,
@@ -68,7 +70,8 @@ COLUMNS: list[tuple[str, Any]] = [
     ("bits/byte", lambda r: _number(significant(r.bits_per_byte), r.bits_per_byte)),
     ("± sd", lambda r: _number(significant(r.sd), r.sd)),
     ("difference", lambda r: _number(signed(r.difference), r.difference)),
-    ("95 % interval", lambda r: _number(span(r.interval_low, r.interval_high), r.interval_low)),
+    ("95% interval", lambda r: _number(span(r.interval_low, r.interval_high), r.interval_low)),
+    ("smallest effect", lambda r: _number(significant(r.smallest_effect), r.smallest_effect)),
     ("Holm p", lambda r: _number(probability(r.holm_p), r.holm_p)),
     ("verdict", lambda r: (r.verdict, None)),
     ("valid loss", lambda r: _number(significant(r.valid_loss), r.valid_loss)),
@@ -78,13 +81,22 @@ COLUMNS: list[tuple[str, Any]] = [
     ("FLOPs/token", lambda r: _number(flops(r.flops_per_token), r.flops_per_token)),
     ("tokens/s", lambda r: _number(count(r.tokens_per_second), r.tokens_per_second)),
     ("peak memory", lambda r: _number(bytes_of(r.peak_memory), r.peak_memory)),
+    ("scored by", lambda r: (r.group, None)),
     ("seeds", lambda r: _number(f"{r.done} of {r.seeds}" if r.done != r.seeds else str(r.seeds), r.done)),
     ("status", lambda r: ("; ".join([r.status, *r.notes]), None)),
 ]
 
 
 def _cells(row: Row, columns: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {"variant": row.variant, "cells": [make(row) for _, make in columns], "changes": row.changes}
+    cells = [make(row) for _, make in columns]
+    return {"variant": row.variant, "cells": cells, "changes": row.changes, "plan": row.plan}
+
+
+def _comparable(rows: Sequence[Row]) -> list[Row]:
+    """The rows by evaluation plan, without nats per token where these count other tokens than the plan's first row."""
+    groups = by_plan(rows)
+    shown = [r if r.tokens == g[0].tokens else r._replace(valid_loss=None, train_loss=None) for g in groups for r in g]
+    return shown if len(groups) > 1 else [row._replace(group="") for row in shown]
 
 
 def _trial(entry: Entry, study: Study) -> dict[str, Any]:

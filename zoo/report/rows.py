@@ -154,6 +154,15 @@ def _row(own: Sequence[Entry], c: Comparison, is_baseline: bool, baseline: Mappi
     )
 
 
+def of_one_plan(outcomes: Sequence[Outcome], baseline: str) -> tuple[list[Outcome], list[str]]:
+    """The outcomes that may be compared with the baseline (if it has none: with the first), and the names of other arms."""
+    entries = [Entry(o.trial.arm.name, tabulate(o.trial.recipe), o.result) for o in outcomes]
+    plans = [plan_hash(entry) for entry in entries]
+    wanted = next((p for e, p in zip(entries, plans, strict=True) if e.arm == baseline), plans[0] if plans else "")
+    kept = [o for o, plan in zip(outcomes, plans, strict=True) if plan == wanted]
+    return kept, list(dict.fromkeys(e.arm for e, plan in zip(entries, plans, strict=True) if plan != wanted))
+
+
 def plan_hash(entry: Entry) -> str:
     """Equal for trials whose scores may be compared."""
     return entry.result.plan.hash if entry.result.plan else plan_in_words(entry)

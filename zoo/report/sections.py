@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from zoo.report.rows import of_one_plan
 from zoo.report.table import escaped
 from zoo.report.terminal import print_table
 from zoo.report.units import significant
@@ -34,10 +35,11 @@ class Section(NamedTuple):
 
 
 def sections(grid: Grid, seen: Sequence[Outcome]) -> list[Section]:
-    """The sections that this design has, from all outcomes there are."""
-    once = [*{(o.trial.arm.name, o.result.seed): o for o in seen}.values()]
+    """The sections that this design has, from all outcomes that were scored by the baseline's evaluation plan."""
+    once, others = of_one_plan([*{(o.trial.arm.name, o.result.seed): o for o in seen}.values()], grid.arms[0].name)
     found = [section(grid, once) for section in (_envelope, _effects, _path, _race, _ranking)]
-    return [section for section in found if section is not None]
+    left = (f"left out, since another evaluation plan scored them: {', '.join(others)}",) if others else ()
+    return [section._replace(remarks=(*section.remarks, *left)) for section in found if section is not None]
 
 
 def markdown(section: Section) -> str:

@@ -23,6 +23,7 @@ from zoo.trials.statistics import ONE_SEED, noise_floor
 __all__ = [
     "Entry",
     "Row",
+    "by_plan",
     "csv_text",
     "json_text",
     "latex",
@@ -82,13 +83,18 @@ def _cells(row: Row, tokens: str) -> dict[str, str]:
     }
 
 
-def _tables(rows: Sequence[Row]) -> list[tuple[list[Row], list[dict[str, str]]]]:
-    """Groups of rows of one plan, each with its cells; columns of statistics that no row has are left out."""
+def by_plan(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows in groups that may be compared among themselves."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.plan, []).append(row)
+    return list(groups.values())
+
+
+def _tables(rows: Sequence[Row]) -> list[tuple[list[Row], list[dict[str, str]]]]:
+    """Groups of rows of one plan, each with its cells; columns of statistics that no row has are left out."""
     tables = []
-    for group in groups.values():
+    for group in by_plan(rows):
         cells = [_cells(row, group[0].tokens) for row in group]
         empty = {name for name in OPTIONAL if all(cell[name] in ("", BASELINE) for cell in cells)}
         tables.append((group, [{k: v for k, v in cell.items() if k not in empty} for cell in cells]))

@@ -38,8 +38,8 @@ def signed(value: float | None) -> str:
 
 
 def span(low: float | None, high: float | None) -> str:
-    """An interval of differences; nothing for None."""
-    return "" if low is None else f"{signed(low)} .. {signed(high)}"
+    """An interval of differences, ``[-0.0200, -0.0046]``; nothing for None."""
+    return "" if low is None else f"[{signed(low)}, {signed(high)}]"
 
 
 def probability(value: float | None) -> str:

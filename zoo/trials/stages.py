@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from zoo.budget import total_steps
 from zoo.core.part import ConfigError
-from zoo.result import Result
+from zoo.result import Result, notes
+from zoo.scoring.plan import Plan, plan_of
 from zoo.trials.designs import rung
 from zoo.trials.envelope import Curve, beyond, moved
 from zoo.trials.follow import chosen, follow_of, ranked
@@ -42,6 +43,7 @@ def staged(
     if len(names) < len(grid.arms) or not is_staged(grid):
         yield from train(everything._replace(trials=tuple(t for t in everything.trials if t.arm.name in names)))
         return
+    _check_plans(grid, everything)
     seen: list[Outcome] = []
     while pairs := further(grid, seen):
         count = len(seen)
@@ -93,7 +95,28 @@ def _ready(grid: Grid, pairs: Sequence[Pair], everything: Ready, view: View) -> 
         made = make_ready(larger, tuple(new.values()), view)
         known |= {(t.arm.name, t.recipe.train.seed): t for t in made.trials if t.arm.name in new}
         prepared = prepared | made.prepared
-    return Ready(tuple(known[arm.name, seed] for arm, seed in pairs), prepared)
+    ready = Ready(tuple(known[arm.name, seed] for arm, seed in pairs), prepared)
+    _check_plans(grid, ready)
+    return ready
+
+
+def _check_plans(grid: Grid, ready: Ready) -> None:
+    """Nothing is decided between arms whose scores cannot be compared.
+
+    Raises:
+        ConfigError: a race or a greedy path over several evaluation plans.
+    """
+    if not grid.study.greedy and "race" not in grid.study.words:
+        return
+    plans = {_plan_of(trial, ready).hash: trial.arm.name for trial in ready.trials}
+    if len(plans) > 1:
+        one, other, *_ = plans.values()
+        why = f"{one!r} and {other!r} are scored on other text, at another context or by another scorer"
+        raise ConfigError(f"{grid.study.origin}: grid: {why}, so nothing can be decided between them")
+
+
+def _plan_of(trial: Trial, ready: Ready) -> Plan:
+    return plan_of(trial.recipe.evaluate.scorer, trial.recipe.model.context, ready.prepared[data_key(trial.recipe)])
 
 
 def further(grid: Grid, seen: Sequence[Outcome]) -> list[Pair]:
@@ -139,10 +162,10 @@ def stopped(grid: Grid, seen: Sequence[Outcome], everything: Ready) -> list[Outc
         return []
     why = {heat.arm: heat.stopped for heat in race_standing(grid, seen).heats if heat.stopped}
     found = [trial for trial in everything.trials if trial.arm.name in why]
-    return [_stopped(t, why[t.arm.name], everything.prepared[data_key(t.recipe)].facts) for t in found]
+    return [_stopped(t, why[t.arm.name], everything) for t in found]
 
 
-def _stopped(trial: Trial, why: str, facts: dict[str, str]) -> Outcome:
+def _stopped(trial: Trial, why: str, everything: Ready) -> Outcome:
     cost = trial.forecast.cost
     result = Result(
         status="stopped",
@@ -153,7 +176,9 @@ def _stopped(trial: Trial, why: str, facts: dict[str, str]) -> Outcome:
         parameters=cost.parameters,
         active_parameters=cost.active_parameters,
         flops_per_token=cost.flops_per_token,
-        facts=facts,
+        plan=_plan_of(trial, everything),
+        facts=dict(everything.prepared[data_key(trial.recipe)].facts),
+        notes=notes(trial.recipe),
     )
     return Outcome(trial, result, False, False)
 
