@@ -104,9 +104,9 @@ def _check_plans(grid: Grid, ready: Ready) -> None:
     """Nothing is decided between arms whose scores cannot be compared.
 
     Raises:
-        ConfigError: a race or a greedy path over several evaluation plans.
+        ConfigError: a race, a greedy path or a choice of arms to follow over several evaluation plans.
     """
-    if not grid.study.greedy and "race" not in grid.study.words:
+    if not grid.study.greedy and not {"race", "follow"} & grid.study.words.keys():
         return
     plans = {_plan_of(trial, ready).hash: trial.arm.name for trial in ready.trials}
     if len(plans) > 1:
