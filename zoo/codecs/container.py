@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +63,8 @@ def write(path: Path, planes: Mapping[str, bytes], facts: Mapping[str, Any]) -> 
     except OSError as fault:
         raise ConfigError(f"{path}: cannot be written: {fault.strerror}") from None
     finally:
-        hidden.unlink(missing_ok=True)
+        with suppress(OSError):
+            hidden.unlink(missing_ok=True)
     return len(data)
 
 
