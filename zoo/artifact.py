@@ -27,7 +27,7 @@ import torch
 from zoo import machine, plugins
 from zoo.codecs import container
 from zoo.codecs.inputs import hessians
-from zoo.codecs.slots import Codec, Coding, Hessians, Packed, Stored, Weight, from_index
+from zoo.codecs.slots import Codec, Coding, Hessians, Stored, Weight, from_index
 from zoo.core.params import entries
 from zoo.core.part import ConfigError
 from zoo.core.tables import tabulate
@@ -89,7 +89,7 @@ def make(
     """
     built, weights = codec.build(), weights_of(model)
     tensors = list(built.encode(weights, inputs))
-    packed: Packed = codec.coding.build().pack(tensors)
+    packed = built.coding.pack(tensors)
     index = json.dumps([[t.name, t.shape, t.storage] for t in tensors], separators=(",", ":"))
     own = {
         "recipe": _xz(dumps(recipe).encode()),

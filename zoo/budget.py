@@ -26,3 +26,29 @@ def total_steps(recipe: Recipe) -> int | None:
 def tokens_per_step(recipe: Recipe) -> int:
     """Tokens in one update: rows x accumulation x context."""
     return recipe.train.batch * recipe.train.accumulate * recipe.model.context
+
+
+UNKNOWN = 1_000_000  # updates that a run by the clock is taken to have before its first one is made
+
+
+def check_schedule(recipe: Recipe) -> None:
+    """Whether the schedule fits the run. By the clock only shares can be checked: see ``misfit`` for lengths in updates.
+
+    Raises:
+        ConfigError: with a path from the root of the recipe.
+    """
+    try:
+        recipe.schedule.build().check(total_steps(recipe) or UNKNOWN)
+    except ConfigError as fault:
+        raise fault.under("schedule") from None
+
+
+def misfit(recipe: Recipe, steps: int) -> list[str]:
+    """What has to be said of a run by the clock that is over: a schedule that would have needed more than its ``steps``."""
+    if recipe.train.seconds is None:
+        return []
+    try:
+        recipe.schedule.build().check(steps)
+    except ConfigError as fault:
+        return [f"the clock allowed {steps:,} updates, and {fault.under('schedule')}"]
+    return []

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zoo import machine
-from zoo.budget import tokens_per_step, total_steps
+from zoo.budget import UNKNOWN, check_schedule, misfit, tokens_per_step, total_steps
 from zoo.checkpoint import writing
 from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
@@ -73,6 +73,7 @@ def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch, signal
         keeper.restore()
         try:
             loop.run(keeper.after_step)
+            loop.remarks += misfit(recipe, loop.step)
         except Diverged as fault:
             return result_of(loop, "diverged", str(fault), None)
         with averaged(loop.model, loop.average):
@@ -136,11 +137,7 @@ class Loop:
         self.dtype = machine.settle_dtype(recipe.machine.dtype, self.device)
         self.total = total_steps(recipe)
         self.schedule: Schedule = recipe.schedule.build()
-        if self.total is not None:
-            try:
-                self.schedule.check(self.total)
-            except ConfigError as fault:
-                raise fault.under("schedule") from None
+        check_schedule(recipe)
         self.memory, self.earlier_peak = machine.PeakMemory(self.device), 0
         torch.manual_seed(recipe.train.seed)  # nothing of ours draws from it; a guest's block that does is repeatable
         self.compiled: bool | None = True if recipe.train.compile == "layers" else None
@@ -200,7 +197,7 @@ class Loop:
         if self.total is not None:
             return self.total
         share = self.seconds / self.recipe.train.seconds
-        return max(self.step + 1, round(self.step / share)) if share > 0 and self.step else 1_000_000
+        return max(self.step + 1, round(self.step / share)) if share > 0 and self.step else UNKNOWN
 
     def _update(self) -> None:
         """One update: micro-batches, clipping, optimizers, averages, and what the blocks do after a step."""

@@ -40,17 +40,22 @@ class Zstd(Coding, kind="zstd"):
     class Config(Coding.Config):
         level: Annotated[int, Field(ge=1, le=22)] = 22
 
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.library = zstandard()
+
     def pack(self, tensors: Sequence[Stored]) -> Packed:
         whole = b"".join(t.codes.tobytes() + _scale_bytes(t) for t in tensors)
-        data = zstandard().ZstdCompressor(level=self.config.level).compress(whole)
+        data = self.library.ZstdCompressor(level=self.config.level).compress(whole)
         share = len(data) / max(1, len(whole))
         return Packed({"tensors": data}, [share * (t.codes.nbytes + len(_scale_bytes(t))) for t in tensors])
 
     def unpack(self, planes: Mapping[str, bytes], index: Sequence[Stored]) -> list[Stored]:
-        library = zstandard()
         try:
-            whole = library.ZstdDecompressor().decompress(_plane(planes, "tensors"))
-        except library.ZstdError as fault:
+            whole = self.library.ZstdDecompressor().decompress(_plane(planes, "tensors"))
+        except self.library.ZstdError as fault:
             raise ValueError(f"zstandard cannot undo it: {fault}") from None
         return _in_turn(whole, index, whole_bytes=True)
 
@@ -127,9 +132,7 @@ def zstandard() -> Any:
     try:
         import zstandard
     except ImportError:
-        raise ConfigError(
-            "needs the package zstandard: pip install 'ablation-zoo[zstd]'", "codec.coding", "zstd"
-        ) from None
+        raise ConfigError("needs the package zstandard: pip install 'ablation-zoo[zstd]'", "kind", "zstd") from None
     return zstandard
 
 

@@ -111,6 +111,8 @@ class Codec(Part, slot="codec"):
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.rounding: Rounding = config.child("rounding")
+        self.coding: Coding = config.child("coding")
 
     def storage(self, weight: Weight) -> str:
         """How one tensor is stored: a key of LEVELS or of PLAIN."""
@@ -130,11 +132,10 @@ class Codec(Part, slot="codec"):
         Raises:
             ConfigError: a number that is none, or too large for its storage.
         """
-        rounding: Rounding = self.config.rounding.build()
         for weight in weights:
-            yield self._encoded(weight, rounding, (hessians or {}).get(weight.name))
+            yield self._encoded(weight, (hessians or {}).get(weight.name))
 
-    def _encoded(self, weight: Weight, rounding: Rounding, hessian: Tensor | None) -> Stored:
+    def _encoded(self, weight: Weight, hessian: Tensor | None) -> Stored:
         t = weight.tensor.detach().cpu()
         if not t.is_floating_point():
             return Stored(weight.name, tuple(t.shape), "int64", t.reshape(-1).numpy().astype("<i8"))
@@ -142,7 +143,7 @@ class Codec(Part, slot="codec"):
             raise ConfigError(f"{weight.name} holds numbers that are not finite, which no codec stores")
         storage, t = self.storage(weight), self._pruned(t.float())
         if storage in LEVELS:
-            codes, scales = rounding.codes(rows_of(t), LEVELS[storage], hessian)
+            codes, scales = self.rounding.codes(rows_of(t), LEVELS[storage], hessian)
             return Stored(weight.name, tuple(t.shape), storage, codes, scales)
         if storage == "float16" and t.numel() and t.abs().max() > torch.finfo(torch.float16).max:
             raise ConfigError(f"{weight.name} holds {float(t.abs().max()):.6g}, which is too large for fp16")

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from zoo.core.params import Embedding
 from zoo.optim.slots import Average, restore
 
 
@@ -62,6 +63,39 @@ class EMA(Average, kind="ema"):
 
     def load(self, state: dict[str, Tensor]) -> None:
         restore(self.state(), state)
+
+
+class EMABug828(EMA, kind="ema_bug828"):
+    """A published mistake: the average of every embedding table is kept in bf16, where its small moves round away.
+
+    Once the table is nearer than half a unit in the last place over 1 - decay, the average stays where it is, and those are the
+    weights that are scored.
+
+    Source: openai/parameter-golf#828, whose shadow had each parameter's own dtype, bf16 for embeddings.
+    """
+
+    breaks = {
+        "average_follows_the_weights": "keeps embeddings in bf16, where moves under half a unit in the last place are lost; "
+        "seen in openai/parameter-golf#828"
+    }
+
+    def __init__(self, config: EMABug828.Config, model: nn.Module) -> None:
+        super().__init__(config, model)
+        tables = {id(p) for module in model.modules() if isinstance(module, Embedding) for p in module.parameters()}
+        self.narrow = [name for name, p in model.named_parameters() if id(p) in tables]
+        self.shadow |= {name: self.shadow[name].bfloat16() for name in self.narrow}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int, total: int, scale: float) -> None:
+        if step % self.config.every:
+            return
+        kept, live = self.config.decay**self.config.every, dict(model.named_parameters())
+        move({name: t for name, t in self.shadow.items() if name not in self.narrow}, model, 1.0 - kept)
+        for name in self.narrow:
+            self.shadow[name].mul_(kept).add_(live[name].detach().bfloat16(), alpha=1.0 - kept)
+
+    def weights(self) -> dict[str, Tensor] | None:
+        return {name: wide(t) for name, t in self.shadow.items()}
 
 
 class SWA(Average, kind="swa"):

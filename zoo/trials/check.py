@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from zoo.budget import check_schedule, tokens_per_step, total_steps
 from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
 from zoo.core.tables import tabulate
 from zoo.cost import Cost, cost_of, saved_bytes
 from zoo.recipe import Recipe
 from zoo.resolve import blame
-from zoo.train import build_optimizers, tokens_per_step, total_steps
+from zoo.train import build_optimizers
 from zoo.trials.build import meta_model
 from zoo.trials.grid import Arm, Grid
 
@@ -86,12 +87,12 @@ def forecast(recipe: Recipe) -> Forecast:
     """
     model = meta_model(recipe)
     steps = total_steps(recipe)
+    check_schedule(recipe)
     try:
-        schedule = recipe.schedule.build()
-        if steps is not None:
-            schedule.check(steps)
+        if recipe.codec is not None:
+            recipe.codec.build()
     except ConfigError as fault:
-        raise fault.under("schedule") from None
+        raise fault.under("codec") from None
     build_optimizers(model, recipe.optim)
     roles = frozenset(entry.role for entry in entries(model))
     unused = tuple(role for role in recipe.optim if role not in roles)
