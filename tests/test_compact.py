@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 import zoo
-from ablate import app
 from recipes import write
 from zoo.artifact import weights_of
 from zoo.codecs.slots import Weight
@@ -21,11 +19,10 @@ from zoo.core.part import ConfigError
 from zoo.cost import cost
 from zoo.optim.slots import Schedule
 from zoo.recipe import Recipe
-from zoo.train import Loop
+from zoo.train import Loop, train
 from zoo.trials.build import meta_model
 from zoo.trials.check import forecast
 from zoo.trials.grid import plan
-from zoo.trials.open import open_trial
 from zoo.trials.run import text_of
 from zoo.trials.vocabulary import with_vocabulary
 
@@ -181,12 +178,11 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Loop:
 
 
 def test_a_run_by_the_clock_ends_with_it_and_says_that_its_warm_down_was_longer(tmp_path: Path) -> None:
-    recipe = write(tmp_path, '[schedule]\nkind = "warmdown"\nwarmdown = 1_000_000\n')
-    done = CliRunner().invoke(
-        app, [str(recipe), "--out", str(tmp_path / "out"), "--workers", "1", "--set", "train.seconds=0.3"]
-    )
-    assert done.exit_code == 0, done.output
-    result = open_trial("baseline", tmp_path / "out").result
+    sets = ["train.steps=none", "train.seconds=0.3", "schedule.kind=warmdown", "schedule.warmdown=1_000_000"]
+    recipe = zoo.load(write(tmp_path), sets=sets)
+    text = text_of(recipe, tmp_path)
+    recipe = with_vocabulary(recipe, text.tokenizer.vocab_size)
+    result = train(recipe, text, tmp_path, lambda progress: None)
     assert 0.3 <= result.seconds < 30 and result.steps >= 1
     assert any(
         note.startswith(f"the clock allowed {result.steps:,} updates, and schedule.warmdown = 1000000: is longer")
