@@ -1,4 +1,4 @@
-"""Strategies for hypothesis: sites, knobs, kinds, pairs of kinds, whole models. For one's own tests of one's own blocks."""
+"""Strategies for hypothesis: sites, knobs, kinds, pairs of kinds, models, recipes. For one's own tests of one's own blocks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from zoo.core.part import ConfigError, Part
 from zoo.core.slots import Site
 from zoo.model import ModelConfig
+from zoo.recipe import Recipe
 from zoo.testing.hosts import SITE, Subject, all_kinds, places
 from zoo.testing.hosts import slots as slots_by_name
+from zoo.testing.recipes import random_recipe
 from zoo.testing.values import pool, random_model
 
 
@@ -76,3 +78,12 @@ def model_configs(*with_kinds: type[Part], site: Site = SITE) -> st.SearchStrate
         return next((c for _ in range(50) if (c := random_model(rng, with_kinds, site)) is not None), None)
 
     return st.randoms(use_true_random=False).map(draw).filter(lambda config: config is not None)
+
+
+def recipes(*with_kinds: type[Part], site: Site = SITE) -> st.SearchStrategy[Recipe]:
+    """Random recipes that resolve, of such models: optimizers by role, schedule, average, budget, scorer."""
+
+    def draw(rng: random.Random) -> Recipe | None:
+        return next((r for _ in range(50) if (r := random_recipe(rng, with_kinds, site)) is not None), None)
+
+    return st.randoms(use_true_random=False).map(draw).filter(lambda recipe: recipe is not None)
