@@ -158,14 +158,15 @@ def show(
     sets: Sets = None,
     device: Device = None,
     variant: Annotated[str | None, typer.Option(help="An arm of the grid instead of the recipe itself.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw the model and the grid's axes into this file.")] = None,
 ) -> None:
-    """Show a recipe with every knob stated, and its model layer by layer."""
+    """Show a recipe with every knob stated, and its model as a tree with shapes, parameters and FLOPs."""
     from rich.console import Console
 
     with faults_in_words():
         from zoo.report import session
 
-        session.show(recipe, profile, sets or [], device, variant, Console())
+        session.show(recipe, profile, sets or [], device, variant, svg, Console())
 
 
 @app.command()

@@ -13,7 +13,7 @@ from recipes import write
 from zoo.core.params import Role
 from zoo.core.part import ConfigError
 from zoo.files import Patch
-from zoo.report.describe import anatomy
+from zoo.report.anatomy import anatomy
 from zoo.trials.address import address, code_hash, imported, stripped
 from zoo.trials.check import check, memory
 from zoo.trials.designs import study_of

@@ -19,7 +19,7 @@ from zoo.core.tables import tabulate
 from zoo.data.slots import Tokenizer
 from zoo.generate import Sampling, best, generate
 from zoo.recipe import Recipe, dumps
-from zoo.report.describe import Anatomy, anatomy
+from zoo.report.anatomy import Anatomy, anatomy, equal_runs
 from zoo.report.table import escaped
 from zoo.report.terminal import printable
 from zoo.report.units import bytes_of, count, duration, flops, significant
@@ -212,13 +212,10 @@ def _architecture(recipe: Recipe, seen: Anatomy) -> str:
     model, lines = recipe.model, []
     around = {"stem": model.stem, "trunk": model.trunk, "norm": model.norm, "head": model.head}
     lines += [f"- {name}: {escaped(spell(_plain(part)))}" for name, part in around.items() if part != ()]
-    layers = [tabulate(layer) for layer in model.layers()]
-    start = 0
-    for i in range(1, len(layers) + 1):
-        if i == len(layers) or layers[i] != layers[start]:
-            name = f"layers {start} to {i - 1}" if i - start > 1 else f"layer {start}"
-            lines += [f"- {name}:"] + [f"  - {k}: {escaped(spell(v))}" for k, v in layers[start].items() if k != "kind"]
-            start = i
+    for first, last in equal_runs(seen.layers):
+        lines.append(f"- layers {first} to {last}:" if last > first else f"- layer {first}:")
+        table = tabulate(seen.layers[first])
+        lines += [f"  - {k}: {escaped(spell(v))}" for k, v in table.items() if k != "kind"]
     rows = [(f"`{line.path}`", f"`{line.what}`", f"{line.parameters:,}") for line in seen.lines]
     detail = markdown_table(("part", "kind", "parameters"), rows)
     return "### Summary\n\n" + "\n".join(lines) + "\n\n### Layer by layer\n\n" + detail

@@ -1,20 +1,14 @@
-"""What ``list`` and ``show`` say: the kinds of each slot with their knobs, and a model layer by layer."""
+"""What ``list`` says: the kinds of each slot with their ideas, sources and knobs."""
 
 from __future__ import annotations
 
 import inspect
-import re
 from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
-from torch import nn
 
-from zoo.core.params import entries
 from zoo.core.part import ConfigError, Part, PartConfig, nearest
 from zoo.core.tables import tabulate
-from zoo.cost import Cost, cost_of
-from zoo.recipe import Recipe
-from zoo.trials.build import meta_model
 from zoo.trials.names import spell
 
 
@@ -82,44 +76,3 @@ def _type(annotation: Any) -> str:
     if origin is dict:
         return f"table of {inner[-1]}"
     return " | ".join(inner)
-
-
-class Line(NamedTuple):
-    """One module of a model: its path, its class, and the parameters in it and below."""
-
-    path: str
-    what: str
-    parameters: int
-
-
-class Anatomy(NamedTuple):
-    """A model seen from outside."""
-
-    lines: tuple[Line, ...]
-    cost: Cost
-
-
-def anatomy(recipe: Recipe) -> Anatomy:
-    """The modules of a recipe's model that hold parameters, in order; nothing is allocated.
-
-    Raises:
-        ConfigError: parts that do not fit, with a path from the root of the recipe.
-    """
-    model = meta_model(recipe)
-    held = {entry.name: entry.parameter.numel() for entry in entries(model)}
-    lines = []
-    for path, module in model.named_modules():
-        if path and _is_shown(path):
-            below = sum(n for name, n in held.items() if name.startswith(f"{path}."))
-            if below or isinstance(module, Part):
-                lines.append(Line(path, _what(module), below))
-    return Anatomy(tuple(lines), cost_of(model))
-
-
-def _is_shown(path: str) -> bool:
-    """Parts of the model and of its layers, with what fills these, but no single matrices and no folders of layers."""
-    return bool(re.fullmatch(r"layer\.\d+(\.\w+)?|(?!layer)\w+", path))
-
-
-def _what(module: nn.Module) -> str:
-    return str(module.kind) if isinstance(module, Part) and module.kind else type(module).__name__

@@ -15,7 +15,9 @@ from zoo.core.part import ConfigError
 from zoo.files import read
 from zoo.recipe import dumps
 from zoo.report import table
-from zoo.report.describe import anatomy, kinds
+from zoo.report.anatomy import anatomy, shown_lines
+from zoo.report.describe import kinds
+from zoo.report.diagram import diagram
 from zoo.report.live import view_for
 from zoo.report.publish import write_cards, write_pictures
 from zoo.report.sections import Section, markdown, print_section, sections
@@ -204,23 +206,37 @@ def list_kinds(slot: str | None, recipe: Path | None, files: Sequence[Path], con
 
 
 def show(
-    recipe: Path, profile: str | None, sets: Sequence[str], device: str | None, variant: str | None, console: Console
+    recipe: Path,
+    profile: str | None,
+    sets: Sequence[str],
+    device: str | None,
+    variant: str | None,
+    svg: Path | None,
+    console: Console,
 ) -> None:
-    """Print a recipe with every knob stated, and its model layer by layer."""
+    """Print a recipe with every knob stated, and its model as a tree; with ``svg`` draw it instead."""
     grid = open_grid(recipe, profile, sets, None, device, console)
     arm = with_its_vocabulary(grid, pick(grid, variant))
     try:
         seen = anatomy(arm.recipe)
     except ConfigError as fault:
         raise locate(grid, arm, fault) from None
+    if svg is not None:
+        write_file(svg, diagram(arm.recipe, grid))
+        _say(console, f"Written: {svg}")
+        return
     _say(console, dumps(arm.recipe))
-    width = max(len(line.path) for line in seen.lines) + 2
-    for line in seen.lines:
-        _say(console, f"{line.path:<{width}}{line.what:<20}{line.parameters:>16,}")
-    cost = seen.cost
-    for name, number in cost.by_role.items():
-        _say(console, f"{name:<{width + 20}}{number:>16,}")
-    _say(console, f"{'parameters':<{width + 20}}{cost.parameters:>16,}")
-    _say(console, f"{'active parameters':<{width + 20}}{cost.active_parameters:>16,}")
-    _say(console, f"{'FLOPs per token':<{width + 20}}{cost.flops_per_token:>16,.0f}")
-    _say(console, f"{'cache elements per token':<{width + 20}}{cost.cache_elements_per_token:>16,}")
+    for line in shown_lines(seen):
+        _say(console, line)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file that was asked for by name.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        write_whole(path, text)
+    except OSError as fault:
+        raise ConfigError(f"{path}: cannot be written: {fault.strerror}") from None
