@@ -62,8 +62,8 @@ def uncompiled(loop: Loop, fault: Exception) -> bool:
         return False
     loop.model.compile_stages(None)
     loop.compiled = False
-    why = str(fault).strip().split("\n")[0]
-    remark = f"not compiled from step {loop.step + 1:,} on: {type(fault).__name__}: {why}"[:300]
+    why = " ".join(str(fault).split())  # the first of its lines rarely says what was wrong
+    remark = f"not compiled from step {loop.step + 1:,} on: {type(fault).__name__}: {why}"[:240]
     loop.remarks = [*loop.remarks, remark]
     loop.signals.say(remark)
     return True
