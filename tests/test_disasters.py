@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from kills import alive, command, environment, workers_of
+from typer.testing import CliRunner
 
+from ablate import app
 from recipes import SMALL, write
 from zoo.trials.lock import LOCKS
 
@@ -19,6 +22,7 @@ PLUGIN = '''
 """Stems that end badly while they train."""
 
 import os
+import resource
 import signal
 import time
 
@@ -156,3 +160,25 @@ def test_a_place_that_takes_nothing_is_named_and_nothing_is_trained(tmp_path: Pa
     assert ran.returncode == 2
     assert ran.stderr.strip().startswith("error: /proc/results: cannot be written: ")
     assert "Traceback" not in ran.stderr
+
+
+def test_a_disk_that_fills_up_ends_in_one_message_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    start = SMALL.replace("steps = 6", "steps = 6\ncheckpoint_every = 2")
+    recipe = write(tmp_path, '[grid]\n"model.layer.ffn" = ["swiglu", "relu2"]\n', start=start)
+    words = [str(recipe), "--out", str(tmp_path / "out"), "--workers", "0", "--no-guards"]
+    assert CliRunner().invoke(app, [*words, "--only", "swiglu"]).exit_code == 0
+    (whole,) = (tmp_path / "out").glob("swiglu-*/result.json")
+    before, (soft, hard) = whole.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # no file may grow beyond that, as if the disk were full
+    try:
+        full = CliRunner().invoke(app, words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert full.exit_code == 2 and "cannot be written: " in full.output and "Traceback" not in full.output
+    assert whole.read_bytes() == before
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "out").glob("[!.]*/result.json"))) == 2

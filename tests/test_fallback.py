@@ -14,7 +14,7 @@ from zoo import machine
 from zoo.judge import result_of
 from zoo.model import Model
 from zoo.result import Signals
-from zoo.train import Loop
+from zoo.train import Loop, train
 from zoo.trials.grid import plan
 from zoo.trials.run import text_of, with_vocabulary
 
@@ -129,3 +129,17 @@ def test_a_fault_of_the_model_is_not_blamed_on_the_compiler(tmp_path: Path) -> N
     with pytest.raises(ZeroDivisionError):
         loop.run()
     assert loop.compiled is True and loop.remarks == []
+
+
+def test_a_compiler_that_fails_while_scoring_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph is allowed, for training; the graph of scoring is then one too many."""
+    monkeypatch.setattr("zoo.train.GRAPHS", 1)
+    compile_stages = Model.compile_stages
+    monkeypatch.setattr(Model, "compile_stages", lambda self, how="eager": compile_stages(self, how and "eager"))
+    grid = plan(write(tmp_path), device="cpu", sets=["train.compile=layers", "model.n_layers=1"])
+    text = text_of(grid.recipe, grid.folder)
+    recipe = with_vocabulary(grid.recipe, text.tokenizer.vocab_size)
+    result = train(recipe, text, tmp_path, lambda progress: None)
+    torch._dynamo.reset()
+    assert result.status == "done" and result.bits_per_byte is not None and result.compiled is False
+    assert any("not compiled from step" in note for note in result.notes)

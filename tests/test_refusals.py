@@ -17,7 +17,7 @@ from leaks_unread import LEAKS
 from test_cli import call
 from torch import Tensor
 
-import zoo.train
+import zoo.budget
 from recipes import TEXT, write
 from zoo import guards, plugins
 from zoo.data.batches import Batches
@@ -89,7 +89,7 @@ def test_batches_that_are_not_the_text_are_refused(tmp_path: Path, monkeypatch: 
     words[::7] = prepared.tokenizer.bos
     prepared = Prepared(**{**vars(prepared), "train": words})
     text.next_tokens(recipe, prepared)
-    monkeypatch.setattr(zoo.train, "Batches", wrong_batches(random.Random(name))[name])
+    monkeypatch.setattr(zoo.budget, "Batches", wrong_batches(random.Random(name))[name])
     with pytest.raises(guards.Leak, match=r"target of token|documents do not change"):
         text.next_tokens(recipe, prepared)
 

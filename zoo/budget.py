@@ -1,11 +1,18 @@
-"""How long a run is, in updates and tokens."""
+"""How long a run is, in updates and tokens, and what each of them sees."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from zoo.core.part import ConfigError
+from zoo.data.batches import Batches
 from zoo.recipe import Recipe
+
+if TYPE_CHECKING:
+    from zoo.data.prepare import Prepared
 
 
 def total_steps(recipe: Recipe) -> int | None:
@@ -52,3 +59,24 @@ def misfit(recipe: Recipe, steps: int) -> list[str]:
     except ConfigError as fault:
         return [f"the clock allowed {steps:,} updates, and {fault.under('schedule')}"]
     return []
+
+
+def batches_of(recipe: Recipe, prepared: Prepared) -> Batches:
+    """The training batches of a recipe."""
+    return Batches(
+        prepared.train,
+        context=recipe.model.context,
+        rows=recipe.train.batch,
+        seed=recipe.train.seed,
+        bos=prepared.tokenizer.bos,
+        document_mask=recipe.data.document_mask,
+        accumulate=recipe.train.accumulate,
+        packing=recipe.data.packing,
+        groups=prepared.groups,
+    )
+
+
+def take(recipe: Recipe, batches: Batches, step: int, micro: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inputs, targets and document numbers (B, T) of one micro-batch, as the loop gives them to the model."""
+    inputs, targets, segments = batches.batch(step, micro)
+    return inputs, inputs if recipe.train.targets == "unshifted" else targets, segments

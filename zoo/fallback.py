@@ -31,6 +31,16 @@ def with_less(loop: Loop, compute: Callable[[], T]) -> T:
         machine.release_memory()  # outside the handler, whose fault holds on to what it used
 
 
+def without_compiler(loop: Loop, compute: Callable[[], T]) -> T:
+    """What ``compute`` returns, once more in eager mode where the compiler fails."""
+    try:
+        return compute()
+    except Exception as fault:
+        if not uncompiled(loop, fault):
+            raise
+    return compute()
+
+
 def smaller(loop: Loop, fault: Exception) -> bool:
     """Halve the micro-batch and double the accumulation (an odd one is divided by its smallest factor).
 

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from zoo import machine
-from zoo.budget import UNKNOWN, check_schedule, misfit, tokens_per_step, total_steps
+from zoo.budget import UNKNOWN, batches_of, check_schedule, misfit, take, tokens_per_step, total_steps
 from zoo.checkpoint import writing
 from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
 from zoo.core.wires import noise_key
-from zoo.data.batches import Batches
-from zoo.fallback import with_less
+from zoo.fallback import with_less, without_compiler
 from zoo.judge import averaged, further, result_of, score, shipped
 from zoo.model import Model, Out
 from zoo.optim.slots import Average, Optimizer, Schedule
@@ -33,6 +32,9 @@ from zoo.scoring.slots import Score
 
 if TYPE_CHECKING:
     from zoo.data.prepare import Prepared
+
+
+GRAPHS = 64  # of one stage: layers of every structure, training and scoring, rows of every number
 
 
 class Diverged(Exception):
@@ -77,33 +79,12 @@ def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch, signal
         except Diverged as fault:
             return result_of(loop, "diverged", str(fault), None)
         with averaged(loop.model, loop.average):
-            final = score(loop.model, recipe, prepared, None, loop.scoring)
-            scores = further(loop.model, recipe, prepared, loop.scoring)
+            final = without_compiler(loop, lambda: score(loop.model, recipe, prepared, None, loop.scoring))
+            scores = without_compiler(loop, lambda: further(loop.model, recipe, prepared, loop.scoring))
             size, coded = (None, {}) if recipe.codec is None else shipped(loop.model, recipe, prepared, loop.scoring)
             with writing(folder):
                 loop.save(folder / "checkpoints")
     return result_of(loop, "done", "", final, scores | coded).model_copy(update={"artifact_bytes": size})
-
-
-def batches_of(recipe: Recipe, prepared: Prepared) -> Batches:
-    """The training batches of a recipe."""
-    return Batches(
-        prepared.train,
-        context=recipe.model.context,
-        rows=recipe.train.batch,
-        seed=recipe.train.seed,
-        bos=prepared.tokenizer.bos,
-        document_mask=recipe.data.document_mask,
-        accumulate=recipe.train.accumulate,
-        packing=recipe.data.packing,
-        groups=prepared.groups,
-    )
-
-
-def take(recipe: Recipe, batches: Batches, step: int, micro: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Inputs, targets and document numbers (B, T) of one micro-batch, as the loop gives them to the model."""
-    inputs, targets, segments = batches.batch(step, micro)
-    return inputs, inputs if recipe.train.targets == "unshifted" else targets, segments
 
 
 def build_optimizers(model: Model, optim: dict[Role, Optimizer.Config]) -> dict[Role, Optimizer]:
@@ -163,9 +144,8 @@ class Loop:
         model = model.to(self.device)
         model.recompute = recipe.train.recompute == "layers"
         if self.compiled:
-            torch._dynamo.config.fail_on_recompile_limit_hit = (
-                True  # else it would go on without, and nobody would know
-            )
+            config = torch._dynamo.config
+            config.recompile_limit, config.fail_on_recompile_limit_hit = GRAPHS, True  # else it goes on without, unsaid
             model.compile_stages()
         return model
 
@@ -262,7 +242,8 @@ class Loop:
         every = self.recipe.train.evaluate_every
         if last or every is None or self.step % every:
             return None
-        return score(self.model, self.recipe, self.prepared, self.recipe.evaluate.during_tokens)
+        n_tokens = self.recipe.evaluate.during_tokens
+        return without_compiler(self, lambda: score(self.model, self.recipe, self.prepared, n_tokens))
 
     def _report(self, score: Score | None) -> None:
         every = self.recipe.train.log_every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -73,6 +74,8 @@ def serve(pipe: Connection, folder: Path, place: Place, beats: Any) -> None:
     from zoo.trials.grid import Arm
     from zoo.trials.run import Trial, data_key, text_of, train_one
 
+    gc.collect()
+    gc.freeze()  # what was imported stays: not to be looked through again after every trial
     prepared: dict[str, Prepared] = {}
     while not serving.asked:
         try:

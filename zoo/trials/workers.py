@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.core.part import ConfigError
 from zoo.recipe import dumps
@@ -90,12 +91,20 @@ class Crew:
     def __init__(self, folder: Path, places: Sequence[Place], limits: Limits = Limits()) -> None:
         self.folder, self.places, self.limits = folder, list(places), limits
         self.workers: list[Worker] = []
+        self.before: Any = None  # what SIGTERM meant
 
     def __enter__(self) -> Crew:
+        """From here on a polite request to end (SIGTERM) is what Ctrl-C is."""
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        try:
+            self.stop()
+        finally:
+            if self.before is not None:
+                signal.signal(signal.SIGTERM, self.before)
 
     def start(self, n_trials: int | None = None) -> None:
         """Start the workers that are missing, no more than ``n_trials``. It returns before they are ready."""
@@ -133,6 +142,8 @@ class Crew:
         """
         waiting = list(trials)
         while waiting or any(worker.trial for worker in self.workers):
+            for worker in [w for w in self.workers if w.trial is None and not w.process.is_alive()]:
+                self._dismiss(worker)
             self.start(len(waiting) + sum(worker.trial is not None for worker in self.workers))
             for worker in self.workers:
                 if waiting and worker.trial is None:
