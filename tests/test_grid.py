@@ -273,7 +273,7 @@ def test_the_code_hash_follows_the_parts_that_are_used(tmp_path: Path) -> None:
 
 def test_code_hashes_see_the_imports_of_a_module() -> None:
     found = {path.name for path in imported(ROOT / "zoo" / "train.py")}
-    assert {"model.py", "params.py", "batches.py"} <= found and "grid.py" not in found
+    assert {"model.py", "params.py", "budget.py"} <= found and "grid.py" not in found
 
 
 # -- the published counts ---------------------------------------------------------------------------------------------
