@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from zoo.core.part import ConfigError
 from zoo.core.slots import Attention, FeedForward
 from zoo.cost import Cost, cost
 from zoo.trials.grid import Arm, Grid, plan
-from zoo.trials.match import TOLERANCE, hidden_of
+from zoo.trials.match import TOLERANCE, hidden_of, matched
 from zoo.trials.names import differences
 from zoo.trials.vocabulary import with_vocabulary
 
@@ -51,6 +52,17 @@ def test_every_pair_of_kinds_is_matched_within_a_hundredth_or_says_why_not(tmp_p
         assert f"{arm.matched.residual:+.2%}" in arm.notes[0]
         for path, old, new in arm.matched.changes:
             assert path in differences(arm.recipe, grid.arms[0].recipe) or old != new
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("match", WHAT)
+def test_every_ordered_pair_of_arms_is_matched(tmp_path: Path, match: str) -> None:
+    sets = ["model.dim=64", "model.layer.ffn.hidden_dim=160", "model.context=64", "model.vocab_size=257"]
+    arms = planned(tmp_path, f"[grid]\n{axes()}", sets=sets).arms
+    for baseline, arm in itertools.permutations(arms, 2):
+        found = matched(baseline.recipe, arm.recipe, match, 1, frozenset())
+        sizes = [getattr(cost(recipe.model), WHAT[match]) for recipe in (found.recipe, baseline.recipe)]
+        assert abs(sizes[0] / sizes[1] - 1) <= TOLERANCE, (baseline.name, arm.name, found.note())
 
 
 def test_the_hidden_width_goes_first_and_alone_where_it_can(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from zoo.report.units import duration
 from zoo.trials import match as matching
 from zoo.trials.forecast import Spread, bill, detectable, spread_of, stored_results
 from zoo.trials.grid import Grid, plan
-from zoo.trials.run import data_key, make_ready, places
+from zoo.trials.places import places_for
+from zoo.trials.run import data_key, make_ready
 from zoo.trials.stages import is_staged
 from zoo.trials.statistics import POWER
 from zoo.trials.store import slug
@@ -89,7 +90,7 @@ def power_lines(noise: Spread, seeds: int) -> list[str]:
 def _show_bill(grid: Grid, price: float | None, workers: int | None, console: Console) -> None:
     with view_for(console) as view:
         ready = make_ready(grid, grid.arms, view)
-        at_once = min(len(ready.trials), places(ready.trials) if workers is None else workers)
+        at_once = max(1, len(places_for([arm.recipe for arm in grid.arms], len(ready.trials), workers)))
         found = bill(ready, Timings(default_cache()), at_once, price, lambda arm: view.say(f"timing {arm} ..."))
     spent = f"{found.measured:.1f} s spent on timing" if found.measured else "nothing spent: all of it was known"
     _say(console, f"Timed: {found.shapes} distinct {'shape' if found.shapes == 1 else 'shapes'}, {spent}.")
