@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from recipes import write
 from zoo.core.part import ConfigError
 from zoo.model import Model
+from zoo.report.join import join
 from zoo.resolve import loads
 from zoo.trials.calibration import calibrate, main, recorded, sources
 from zoo.trials.grid import plan
@@ -58,11 +60,15 @@ def test_the_record_is_what_the_trials_say() -> None:
     assert len(differences) == 24 and len({round(d, 6) for d in differences}) == 24
     scores: dict[int, dict[str, float]] = {}
     for path in RECORD.glob("*/result.json"):
-        from zoo.result import Result
-
-        result = Result.model_validate_json(path.read_text())
-        scores.setdefault(result.seed, {})[result.variant] = result.bits_per_byte
+        result = json.loads(path.read_text())
+        scores.setdefault(result["seed"], {})[result["variant"]] = result["bits_per_byte"]
     assert [s["A again"] - s["A"] for _, s in sorted(scores.items())] == pytest.approx(differences, abs=1e-12)
+
+
+def test_the_record_can_still_be_joined() -> None:
+    first, again = join([RECORD], baseline="A", sort="-variant").rows[::-1]
+    assert (first.variant, again.variant, again.pairs) == ("A", "A again", 24) and again.verdict == "not resolved"
+    assert again.difference == pytest.approx(np.mean(recorded(RECORD)))
 
 
 def test_what_is_no_record_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

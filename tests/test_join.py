@@ -91,6 +91,14 @@ def test_what_lies_in_two_places_counts_once_and_what_cannot_be_read_is_named(ru
         join([runs / "nowhere"])
 
 
+def test_a_result_of_another_version_is_read(runs: Path) -> None:
+    path = put(runs, "two", "little", 5, 2.5) / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "once_upon_a_time": 1}))
+    found = join([runs])
+    assert found.rows[0].seeds == 5 and not found.said
+    assert open_trial(path.parent).result.bits_per_byte == 2.5
+
+
 def test_arms_on_other_text_or_by_another_plan_stand_apart(runs: Path) -> None:
     put(runs, "two", "small", 4, 1.0, facts={"data": "other"})
     put(runs, "two", "long", 0, 1.0, "model.context = 64")

@@ -91,6 +91,15 @@ class Result(Knobs):
 Watch = Callable[[Progress], None]
 
 
+def understood(table: Mapping[str, Any]) -> Result:
+    """A stored result; what another version of the zoo knew and this one does not is left out.
+
+    Raises:
+        ValidationError: a table that is no result.
+    """
+    return Result.model_validate({name: value for name, value in table.items() if name in Result.model_fields})
+
+
 def loads(stats: Mapping[str, Tensor]) -> dict[str, dict[str, list[int]]]:
     """``{"load": {"layer.3.ffn": [tokens of each expert]}}`` of one step's stats; nothing where there are no experts.
 

@@ -16,7 +16,7 @@ from zoo.core.part import ConfigError, nearest
 from zoo.report import table
 from zoo.report.rows import Entry, Row, plan_hash, rows_from
 from zoo.report.where import matching
-from zoo.result import Result
+from zoo.result import Result, understood
 from zoo.trials.address import NAMES
 from zoo.trials.store import RESULT
 
@@ -98,9 +98,9 @@ def _trials(folders: Sequence[Path]) -> tuple[list[Stored], list[str]]:
 def _read(folder: Path) -> Stored | str:
     """A trial, or why it cannot be read."""
     try:
-        result = Result.model_validate(json.loads((folder / RESULT).read_text(encoding="utf-8")))
+        result = understood(json.loads((folder / RESULT).read_text(encoding="utf-8")))
         return Stored(folder, tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8")), result)
-    except (OSError, ValueError, ValidationError) as fault:
+    except (OSError, ValueError, AttributeError, ValidationError) as fault:
         return f"{folder}: left out, cannot be read: {' '.join(str(fault).split())[:200]}"
 
 

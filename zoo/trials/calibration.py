@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import optimize
 
 from zoo.core.part import ConfigError
-from zoo.trials.statistics import LEVEL, p_values, paired, smallest_effect, spread
+from zoo.trials.statistics import LEVEL, POWER, p_values, paired, power, smallest_effect, spread
 
 COMPARISONS, REPEATS = 2_000, 100  # repeated, since 2,000 alone are uncertain by half a point
 
@@ -25,10 +26,11 @@ Draw = Callable[[tuple[int, int]], np.ndarray]  # noise of the shape asked for, 
 
 
 class Calibration(NamedTuple):
-    """Shares of all comparisons; what they should be is 0.05, 0.80 and 0.80."""
+    """Shares of all comparisons; what they should be is 0.05, and 0.80 for all that is found."""
 
     called: float  # of A against A, called different at the 5 % level before any correction
     found: float  # of repeats with the effect that a first experiment of as many seeds called its smallest
+    found_textbook: float  # the same, had the effect been stated as if the first experiment's spread were the true one
     found_known: float  # of repeats with the smallest effect stated from the whole record, for as many seeds as it has
 
 
@@ -75,14 +77,21 @@ def calibrate(draw: Draw, seeds: int, comparisons: int, record: Sequence[float])
         record: the recorded differences, from which an effect is stated and then looked for with as many seeds.
     """
     first, second = draw((comparisons, seeds)), draw((comparisons, seeds))
-    stated = smallest_effect(1.0, seeds) * first.std(-1, ddof=1)
+    sd = first.std(-1, ddof=1)
+    stated, textbook = smallest_effect(1.0, seeds) * sd, textbook_effect(seeds) * sd
     known = smallest_effect(spread(np.asarray(record)), len(record))
     third = draw((comparisons, len(record))) + known
     return Calibration(
         called=_share(first),
         found=_share(second + stated[:, None]),
+        found_textbook=_share(second + textbook[:, None]),
         found_known=_share(third),
     )
+
+
+def textbook_effect(seeds: int) -> float:
+    """The effect found four times out of five where the standard deviation of the differences is known to be one."""
+    return float(optimize.brentq(lambda effect: power(effect, 1.0, seeds) - POWER, 0.0, 1_000.0))
 
 
 def _share(differences: np.ndarray) -> float:
@@ -102,13 +111,15 @@ def main(words: Sequence[str]) -> None:
     print(
         f"{REPEATS} times {COMPARISONS:,} comparisons; what should be called different is 5 %, what should be found 80 %"
     )
-    print(f"{'noise':<11}{'seeds':>6}  {'called different (least to most)':<34}{'smallest effect found':<23}")
+    print(
+        f"{'noise':<11}{'seeds':>6}  {'called different (least to most)':<34}{'smallest effect found':<24}textbook's found"
+    )
     for name, draw in sources(differences, np.random.default_rng(0)).items():
         for seeds in (3, 5, 8, 12):
             seen = [calibrate(draw, seeds, COMPARISONS, differences) for _ in range(REPEATS)]
-            called, found, known = (np.array(share) for share in zip(*seen, strict=True))
+            called, found, textbook, known = (np.array(share) for share in zip(*seen, strict=True))
             between = f"{called.mean():.1%} ({called.min():.1%} to {called.max():.1%})"
-            print(f"{name:<11}{seeds:>6}  {between:<34}{found.mean():.1%}")
+            print(f"{name:<11}{seeds:>6}  {between:<34}{found.mean():<24.1%}{textbook.mean():.1%}")
         print(f"{name:<11}{len(d):>6}  {'':<34}{known.mean():.1%}, as stated by the record itself")
 
 

@@ -17,7 +17,7 @@ from zoo.data.prepare import Prepared
 from zoo.model import Model
 from zoo.recipe import Recipe
 from zoo.resolve import loads
-from zoo.result import Result
+from zoo.result import Result, understood
 from zoo.trials.run import text_of
 from zoo.trials.store import RESULT, slug
 
@@ -72,10 +72,10 @@ def open_trial(name: str | Path, out: Path | None = None) -> Finished:
     if not (folder / RESULT).is_file():
         folder = _search(str(name), out)
     try:
-        result = Result.model_validate(json.loads((folder / RESULT).read_text(encoding="utf-8")))
+        result = understood(json.loads((folder / RESULT).read_text(encoding="utf-8")))
         text = (folder / "recipe.toml").read_text(encoding="utf-8")
         table = tomllib.loads(text)
-    except (OSError, ValueError, ValidationError) as fault:
+    except (OSError, ValueError, AttributeError, ValidationError) as fault:
         raise ConfigError(f"{folder}: not a trial that can be read: {fault}") from None
     plugins.discover()
     for plugin in table.get("plugins", ()):
