@@ -35,8 +35,18 @@ from mutations import Mutation, draw, mutations
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("zoo/blocks", "zoo/core", "zoo/optim")
 EXPLAINED = Path(__file__).with_name("mutants_explained.toml")
-LAST = ("test_contract.py", "test_combinations.py", "test_contract_slow.py")  # slow, so not among the files tried first
-FIRST = 9  # how many files are tried first
+# Slow, or about something else: not among the files that are tried first.
+LAST = {
+    f"test_{name}.py"
+    for name in (
+        *("artifact", "artifact_command", "calibration", "card", "cli", "combinations", "contract", "contract_slow"),
+        *("data", "designs", "follow", "generate", "grid", "guards", "hub", "join", "kills", "mutations", "plan"),
+        *("preparing", "proof", "readme", "refusals", "report", "resume", "sample", "shards", "stages", "statistics"),
+        *("store", "strategies", "table", "tokenizers", "track", "workers"),
+    )
+}
+FIRST = 7  # how many files are tried first, beside ALWAYS
+ALWAYS = {"zoo/blocks": "test_whole_models.py", "zoo/core": "test_whole_models.py"}  # knows a little of everything
 Outcome = dict[str, Any]
 
 
@@ -44,12 +54,13 @@ def relevant(mutation: Mutation, tests: Iterable[Path], source: str) -> list[str
     """Test files in the order in which they are likely to notice: by how often they name what is in the file."""
     stem = Path(mutation.file).stem
     module = mutation.file.removesuffix(".py").replace("/", ".")
-    names = set(re.findall(r"^class (\w+)|kind=\"(\w+)\"|^def (\w+)", source, re.MULTILINE))
+    names = set(re.findall(r"^class (\w+)|^class .*kind=\"(\w+)\"|^def (\w+)", source, re.MULTILINE))
     names = {name for group in names for name in group if len(name) > 2} | {stem}
     scores = []
     for path in tests:
         text = path.read_text(encoding="utf-8")
-        own = 3 * len(re.findall(rf"\b{re.escape(mutation.function)}\b", text)) if mutation.function[2:] else 0
+        known = mutation.function if mutation.function.strip("_") not in ("", "init", "forward") else None
+        own = 3 * len(re.findall(rf"\b{re.escape(known)}\b", text)) if known else 0
         named = sum(min(5, len(re.findall(rf"\b{re.escape(name)}\b", text))) for name in names)
         score = 40 * (stem in path.stem) + 25 * (module in text) + min(own, 30) + min(named, 30)
         scores.append((-score, path.name))
@@ -58,7 +69,7 @@ def relevant(mutation: Mutation, tests: Iterable[Path], source: str) -> list[str
 
 def kinds_of(source: str) -> list[str]:
     """The kinds that a file registers."""
-    return re.findall(r"kind=\"(\w+)\"", source)
+    return re.findall(r"^class .*kind=\"(\w+)\"", source, re.MULTILINE)
 
 
 def stages(mutation: Mutation, root: Path) -> list[list[str]]:
@@ -66,9 +77,12 @@ def stages(mutation: Mutation, root: Path) -> list[list[str]]:
     tests = sorted(root.glob("tests/test_*.py"))
     source = (root / mutation.file).read_text(encoding="utf-8")
     first = [name for name in relevant(mutation, tests, source) if name not in LAST][:FIRST]
+    always = ALWAYS.get(mutation.file.rpartition("/")[0])
+    first += [always] if always and always not in first else []
     kinds = kinds_of(source)
     contract = ["tests/test_contract.py", *(["-k", " or ".join(kinds)] if kinds else []), "tests/test_combinations.py"]
-    rest = [f"tests/{p.name}" for p in tests if p.name not in first and p.name not in LAST]
+    gone = {*first, "test_contract.py", "test_combinations.py", "test_contract_slow.py", "test_mutations.py"}
+    rest = [f"tests/{p.name}" for p in tests if p.name not in gone]
     whole = ["tests/test_contract.py", "tests/test_combinations.py"] if kinds else []
     return [[f"tests/{name}" for name in first], contract, [*rest, *whole]]
 
@@ -153,7 +167,7 @@ class Judge:
                 return {"outcome": "caught", "by": "it does not end"} if left > self.seconds else None
             if code in (0, 5):
                 return {}
-            failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+            failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
             if not failed:
                 return {"outcome": "caught", "by": "the package cannot be imported"}
             file.write_text(source, encoding="utf-8")
