@@ -138,6 +138,13 @@ def test_a_plan_tells_arms_power_and_cost(tmp_path: Path, monkeypatch: pytest.Mo
         shown(path, price=1.0)
 
 
+def test_a_plan_of_a_race_or_a_ladder_says_what_it_does_not_count(tmp_path: Path) -> None:
+    race = write(tmp_path, "[grid]\nrace = { rungs = [2, 3] }\n'model.layer.ffn' = ['swiglu', 'relu2']\n")
+    assert "A race over 2, 3, 6 updates; counted is every arm at full length" in shown(race)
+    ladder = write(tmp_path, "[grid]\nlr = [1e-3, 2e-3]\nlr_extend = true\n")
+    assert "Later trials follow from the results of these" in shown(ladder)
+
+
 def test_equal_time_is_solved_by_measuring_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     more = "[grid]\nmatch = 'time'\n'model.layer.ffn' = ['swiglu', 'relu2']\n"

@@ -17,7 +17,7 @@ from zoo.trials.forecast import Spread, bill, detectable, spread_of, stored_resu
 from zoo.trials.grid import Grid, plan
 from zoo.trials.places import places_for
 from zoo.trials.run import data_key, make_ready
-from zoo.trials.stages import is_staged
+from zoo.trials.stages import is_staged, race
 from zoo.trials.statistics import POWER
 from zoo.trials.store import slug
 from zoo.trials.timing import Timings
@@ -58,7 +58,10 @@ def show_plan(
     for arm in grid.arms:
         for note in arm.notes:
             _say(console, f"{arm.name}: {note}")
-    if is_staged(grid):
+    if (asked := race(grid)) is not None:
+        rungs = ", ".join(f"{steps:,}" for steps in asked.rungs)
+        _say(console, f"A race over {rungs} updates; counted is every arm at full length, to which not all may come.")
+    elif is_staged(grid):
         _say(console, "Later trials follow from the results of these, so they are not counted.")
     known = spread_of(stored_results(out or Path("results") / slug(grid.name)), [arm.name for arm in grid.arms])
     known = known if noise is None else Spread(noise, "as --noise says")
