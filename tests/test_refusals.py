@@ -57,6 +57,17 @@ def test_unshifted_targets_are_refused_though_the_recipe_asks_for_them(tmp_path:
         guards.inspect(*ready(tmp_path, "train.targets=unshifted", "as_published=true"), "code")
 
 
+def test_of_the_audit_recipe_the_second_arm_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    text_here = [f'data.source={{kind="text", files=["{tmp_path / "text.txt"}"]}}', "data.tokenizer=byte"]
+    grid = plan(Path(__file__).parents[1] / "recipes" / "audit_unshifted.toml", device="cpu", sets=text_here)
+    prepared = text_of(grid.recipe, grid.folder)
+    honest, unshifted = (with_vocabulary(arm.recipe, prepared.tokenizer.vocab_size) for arm in grid.arms)
+    text.next_tokens(honest, prepared)
+    with pytest.raises(guards.Leak, match="targets are not shifted"):
+        text.next_tokens(unshifted, prepared)
+
+
 def wrong_batches(rng: random.Random) -> dict[str, type[Batches]]:
     class Skips(Batches):
         """Predicts the token after the next one."""

@@ -147,6 +147,5 @@ def probe(recipe: Recipe, declared: set[str] = frozenset(), seed: int = 0) -> No
         bench = Bench(config, there, exact(there), masked, recompute, seed + 1)
     bench.stretch()
     ask(bench, probes.OF_THE_WHOLE)
-    bench.device = torch.device(device)
-    bench.settle(own)
+    bench.settle(own, device)
     ask(bench, probes.AS_IT_TRAINS)

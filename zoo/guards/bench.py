@@ -108,8 +108,11 @@ class Bench:
         """Go on with two rows as long as in training, or as long as can be afforded."""
         self.length, self.rows = self.longest, 2
 
-    def settle(self, precision: Precision) -> None:
-        """Go on in another precision."""
+    def settle(self, precision: Precision, device: str | None = None) -> None:
+        """Go on in another precision, and on another device."""
+        if device is not None and torch.device(device) != self.device:
+            self.device = torch.device(device)
+            self.generator = torch.Generator(self.device).manual_seed(self.generator.initial_seed())
         self.precision, self.model.stream = precision, precision.stream
         self.model = self.model.to(self.device, precision.parameters)
 
