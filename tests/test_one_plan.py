@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from test_store import Silent
-from test_table import SEEDS, outcome, rows
+from test_table import outcome, rows
 from test_table import plan as scored_by
+from test_verdicts import SEEDS
 
 from recipes import write
 from zoo.core.part import ConfigError
