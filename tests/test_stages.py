@@ -145,6 +145,13 @@ def test_a_range_is_extended_on_the_side_of_the_optimum_until_it_is_inside(
     assert ("the best rate of gelu" in text) == (added < 3) and "the best rate of relu2" in text
 
 
+def test_one_seed_has_no_verdict(tmp_path: Path) -> None:
+    grid = planned(tmp_path, LADDER.format("false").replace("seeds = 2", "seeds = 1"))
+    seen, _ = played(grid, parabola({"gelu": 1e-3, "relu2": 2e-3}))
+    text = markdown(sections(grid, seen)[0])
+    assert "| one seed |" in text and "not resolved" not in text
+
+
 def test_rankings_that_hang_on_the_rate_are_said() -> None:
     base = Curve("gelu", {1e-3: {0: 2.8, 1: 2.81, 2: 2.805}, 3e-3: {0: 2.5, 1: 2.52, 2: 2.51}})
     other = Curve("relu2", {1e-3: {0: 2.7, 1: 2.712, 2: 2.704}, 3e-3: {0: 2.504, 1: 2.517, 2: 2.516}})

@@ -100,7 +100,8 @@ def _envelope(grid: Grid, seen: Sequence[Outcome]) -> Section | None:
             said = {gap.where: gap for gap in gaps(curve, found[0], label)}
             row = {"variant": curve.arm, **{label(rate): "" for rate in rates}, BEST: ""}
             against.append(row | {where: spoken(gap.comparison) for where, gap in said.items()})
-            against[-1]["verdict"] = word(said[BEST]) if BEST in said else ""
+            alone = BEST in said and said[BEST].comparison.seeds == 1
+            against[-1]["verdict"] = "one seed" if alone else word(said[BEST]) if BEST in said else ""
         tables.append((f"difference to {found[0].arm}", against))
     return Section("envelope", f"{grid.name}, learning rates", ENVELOPE, tuple(tables), tuple(warnings(found, label)))
 
