@@ -160,6 +160,8 @@ def test_what_was_prepared_is_not_prepared_again(texts: Path, tmp_path: Path, mo
     for _ in range(3):
         with pytest.raises(Unfinished, match=r"^source\.name = 'x': does not answer"):
             prepare(config(), texts, tmp_path / "broken")
+        for path in (tmp_path / "broken").glob(".making-tokens-*/[tv]*"):
+            path.write_bytes(path.read_bytes() + b"written after the journal")  # as a kill may leave it
     again = prepare(config(), texts, tmp_path / "broken")
     assert asked[0] == 0 and 0 < asked[1] < asked[2] < asked[3] <= 90 + 30 + 61
     assert again.fingerprint == whole.fingerprint and content(tmp_path / "broken") == content(tmp_path / "whole")
