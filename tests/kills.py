@@ -30,7 +30,10 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def finished(out: Path) -> dict[str, Any]:
-    """All that a grid leaves behind and that no interruption may change: by file, with everything that is a time left out."""
+    """What trials and their table come to, by file, without what is a time: no interruption may change it.
+
+    Pictures and pages are drawn from these.
+    """
     found: dict[str, Any] = {}
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
         name = file.relative_to(out).as_posix()
@@ -42,8 +45,8 @@ def finished(out: Path) -> dict[str, Any]:
             found[name] = [timeless(row) for row in csv.DictReader(file.open())]
         elif file.suffix == ".safetensors":
             found[name] = {name: t.numpy().tobytes() for name, t in read(file).tensors.items()}
-        else:
-            found[name] = None  # cards and table.md show times among the rest
+        elif file.name == "recipe.toml":
+            found[name] = file.read_text()
     return found
 
 
@@ -71,18 +74,18 @@ def alive(pid: int) -> bool:
         return False
 
 
-def with_kills(recipe: Path, out: Path, kills: int, draw: random.Random, longest: float) -> Iterator[str]:
-    """Run a grid to its end and kill a worker, the parent or all of them ``kills`` times meanwhile; yields whom.
+def with_kills(recipe: Path, out: Path, whom: list[str], draw: random.Random, longest: float) -> Iterator[str]:
+    """Run a grid to its end and kill processes meanwhile; yields whom it has killed.
 
     Args:
         recipe: the grid.
         out: its results.
-        kills: how often, at most: the grid may come to its end before.
-        draw: decides who and when.
+        whom: one after the other "worker", "parent" or "all"; the grid may come to its end before all have had their turn.
+        draw: decides which worker and when.
         longest: seconds from the start of training, or from the last kill, to the next one.
     """
-    left = kills
-    for _ in range(kills + 3):
+    left = list(whom)
+    for _ in range(len(whom) + 3):
         ran = subprocess.Popen(
             command(recipe, out, "--workers", "2", "--no-guards"),
             env=environment(recipe.parent),
@@ -98,13 +101,12 @@ def with_kills(recipe: Path, out: Path, kills: int, draw: random.Random, longest
             workers = workers_of(ran.pid)
             if ran.poll() is not None or not workers:
                 break
-            whom = draw.choice(("worker", "parent", "all"))
-            doomed = {"worker": [draw.choice(workers)], "parent": [ran.pid], "all": [*workers, ran.pid]}[whom]
+            turn = left.pop(0)
+            doomed = {"worker": [draw.choice(workers)], "parent": [ran.pid], "all": [*workers, ran.pid]}[turn]
             for pid in doomed:
                 os.kill(pid, signal.SIGKILL)
-            left -= 1
-            yield whom
-            if whom != "worker":
+            yield turn
+            if turn != "worker":
                 ran.wait(60)
                 until = time.monotonic() + 60
                 while any(map(alive, workers)):
