@@ -243,3 +243,13 @@ def test_a_proof_says_what_it_is_made_of() -> None:
     with pytest.raises(ConfigError, match="is no proof"):
         read(path)
     assert len(to_bytes(proof)) < 80
+
+
+@pytest.mark.slow
+def test_the_first_recipe_is_proven_on_20_000_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    recipe = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
+    trained = call(recipe, "--only", "gqa", "--out", tmp_path / "out", "--workers", "1")
+    assert trained.exit_code == 0, trained.output
+    ended = call("prove", "gqa-seed0", "--out", tmp_path / "out", "--bytes", 20_000)
+    assert ended.exit_code == 0 and "20,000 bytes of validation text" in ended.output, ended.output
