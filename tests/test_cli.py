@@ -237,13 +237,15 @@ def test_bad_input_is_one_message_and_leaves_nothing(tmp_path: Path, case: str) 
 def test_show_prints_the_resolved_recipe_and_every_layer(tmp_path: Path) -> None:
     recipe = write(tmp_path, "[[grid.variant]]\nname = 'deep'\nset.model.n_layers = 3\n")
     ended = call("show", recipe)
-    text, _, model = ended.output.partition("\nembedding")
+    text, _, model = ended.output.partition("\npart ")
     assert tomllib.loads(text)["model"]["layer"]["attention"]["position"]["kind"] == "rope"
     layer = 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16
-    said = {" ".join(line.split()[:-1]): line.split()[-1] for line in f"embedding{model}".splitlines()}
-    assert said["layer.1 pre_norm"] == f"{layer:,}" and said["layer.1.attention gqa"] == f"{4 * 16 * 16:,}"
-    assert said["parameters"] == said["active parameters"] == f"{257 * 16 + 2 * layer + 16:,}"
-    assert "layer.2.ffn" not in ended.output and "layer.2.ffn" in call("show", recipe, "--variant", "deep").output
+    said = {line.split("  ")[0] or line.split()[0]: line.split() for line in model.splitlines()}
+    assert f"{layer:,}" in said["layer.0 to layer.1, each"]
+    assert any(line.split()[:3] == ["attention", "gqa", f"{4 * 16 * 16:,}"] for line in model.splitlines())
+    total = f"{257 * 16 + 2 * layer + 16:,}"
+    assert said["parameters"][-1] == said["active parameters"][-1] == total
+    assert "layer.0 to layer.2, each" in call("show", recipe, "--variant", "deep").output
 
 
 def test_list_shows_ideas_sources_and_knobs() -> None:
