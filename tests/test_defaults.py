@@ -11,9 +11,9 @@ import zoo.optim  # noqa: F401  (the kinds register themselves)
 from zoo.core.part import Part, PartConfig
 
 DEFAULTS = {
-    "init.normal": {"std": 0.02, "output": "scaled", "embedding_std": None, "head_std": None},
-    "init.orthogonal": {"gain": 1.0, "embedding_std": 0.005},
-    "init.fan_in": {"embedding_std": 0.02},
+    "init.normal": {"draw": 0, "std": 0.02, "output": "scaled", "embedding_std": None, "head_std": None},
+    "init.orthogonal": {"draw": 0, "gain": 1.0, "embedding_std": 0.005},
+    "init.fan_in": {"draw": 0, "embedding_std": 0.02},
     "norm.rms_norm": {"eps": 1e-06, "weight": "scale"},
     "norm.layer_norm": {"eps": 1e-05},
     "norm.none": {},
