@@ -84,6 +84,11 @@ def run(
     silence_limit: Annotated[
         float, typer.Option(metavar="SECONDS", help="Give up a trial that does no batch for so long. 0: never.")
     ] = 1800.0,
+    executor: Annotated[str, typer.Option(help="local: processes of this machine; ray: a Ray cluster.")] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Of the Ray cluster, or auto.  [default: one of this machine alone]"),
+    ] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Train stale results again, too.")] = False,
     no_guards: Annotated[
         bool, typer.Option("--no-guards", help="Probe no trial for leaks before it trains; every result is marked.")
@@ -106,7 +111,7 @@ def run(
             session.dry_run(grid, only, console)
             return
         limits = places.Limits(time_limit, silence_limit or None)
-        execution = places.Execution(workers, devices, per_device, limits)
+        execution = places.Execution(workers, devices, per_device, limits, executor, address)
         manner = "json" if as_json else "quiet" if quiet else "auto"
         fine = session.run_grid(grid, only, out, refresh, execution, console, not no_guards, manner)
     raise typer.Exit(0 if fine else 1)

@@ -25,6 +25,7 @@ from zoo.report.terminal import print_table
 from zoo.report.tracking import Tracked
 from zoo.report.units import bytes_of, flops, scaled
 from zoo.trials.check import check, locate, memory, outline
+from zoo.trials.cluster import ClusterCrew, check_executor
 from zoo.trials.grid import Grid, plan
 from zoo.trials.places import Execution, Limits, places_for
 from zoo.trials.run import Outcome, Ready, data_key, make_ready, run, stored, with_known_vocabularies
@@ -134,8 +135,11 @@ def run_grid(
     return all(outcome.result.status == "done" for outcome in outcomes)
 
 
-def _crew(grid: Grid, wanted: Sequence[Arm], how: Execution) -> AbstractContextManager[Crew | None]:
+def _crew(grid: Grid, wanted: Sequence[Arm], how: Execution) -> AbstractContextManager[Crew | ClusterCrew | None]:
     """The processes that train, not started yet; None where trials run in this one."""
+    check_executor(how)
+    if how.executor == "ray":
+        return ClusterCrew(grid.folder, [arm.recipe for arm in wanted], how.address, how.per_device, how.limits)
     if how.workers == 0:
         if how.limits != Limits():
             raise ConfigError("--workers 0: a trial in this process cannot be given up; limits need worker processes")

@@ -33,6 +33,8 @@ class Execution(NamedTuple):
     devices: str | None = None
     per_device: int | None = None
     limits: Limits = Limits()
+    executor: str = "local"  # or ray
+    address: str | None = None  # of a Ray cluster
 
 
 def places_for(

@@ -24,6 +24,7 @@ from zoo.scoring.plan import plan_of
 from zoo.train import train
 from zoo.trials.address import address, code_hash
 from zoo.trials.check import Forecast, check, locate
+from zoo.trials.cluster import ClusterCrew
 from zoo.trials.grid import Arm, Grid, trial_recipe
 from zoo.trials.places import longest_first
 from zoo.trials.store import Store
@@ -132,7 +133,7 @@ def text_of(recipe: Recipe, folder: Path, preparing: Callable[[str, float, str],
 
 
 def run(
-    ready: Ready, store: Store, folder: Path, view: View, refresh: bool = False, crew: Crew | None = None
+    ready: Ready, store: Store, folder: Path, view: View, refresh: bool = False, crew: Crew | ClusterCrew | None = None
 ) -> Iterator[Outcome]:
     """Train what is not finished yet, and yield every outcome as it comes.
 
@@ -170,7 +171,12 @@ def run(
 
 
 def _trained(
-    todo: Sequence[tuple[int, Trial]], ready: Ready, store: Store, folder: Path, view: View, crew: Crew | None
+    todo: Sequence[tuple[int, Trial]],
+    ready: Ready,
+    store: Store,
+    folder: Path,
+    view: View,
+    crew: Crew | ClusterCrew | None,
 ) -> Iterator[Outcome]:
     total = len(ready.trials)
     if crew is None:

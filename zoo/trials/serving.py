@@ -71,8 +71,7 @@ def serve(pipe: Connection, folder: Path, place: Place, beats: Any) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu  # before anything asks for a GPU
     from zoo.data.prepare import Prepared
     from zoo.resume import Stopped
-    from zoo.trials.grid import Arm
-    from zoo.trials.run import Trial, data_key, text_of, train_one
+    from zoo.trials.run import data_key, text_of, train_one
 
     gc.collect()
     gc.freeze()  # what was imported stays: not to be looked through again after every trial
@@ -83,14 +82,10 @@ def serve(pipe: Connection, folder: Path, place: Place, beats: Any) -> None:
         except (EOFError, OSError):
             return
         try:
-            recipe = _understood(job.text, folder)
-            if place.gpu:
-                on_it = recipe.machine.model_copy(update={"device": "cuda"})  # the only one that is visible here
-                recipe = recipe.model_copy(update={"machine": on_it})
-            key = data_key(recipe)
+            trial = trial_of(job, folder, place)
+            key = data_key(trial.recipe)
             if key not in prepared:
-                prepared[key] = text_of(recipe, folder)
-            trial = Trial(Arm(recipe.variant, recipe), recipe, job.forecast, job.address, job.guarded)
+                prepared[key] = text_of(trial.recipe, folder)
             serving.alive()
             result = train_one(trial, prepared[key], Store(job.store), folder, serving, serving.alive, serving.stop)
         except Stopped:
@@ -99,6 +94,24 @@ def serve(pipe: Connection, folder: Path, place: Place, beats: Any) -> None:
             serving.send("stop", why=str(fault))
             return
         serving.send("end", **result.model_dump(mode="json"))
+
+
+def trial_of(job: Job, folder: Path, place: Place = Place()) -> Trial:
+    """The trial that was sent.
+
+    Args:
+        job: as it came.
+        folder: where relative paths of the recipe start from.
+        place: where it is to be trained.
+    """
+    from zoo.trials.grid import Arm
+    from zoo.trials.run import Trial
+
+    recipe = _understood(job.text, folder)
+    if place.gpu:
+        on_it = recipe.machine.model_copy(update={"device": "cuda"})  # the only one that is visible here
+        recipe = recipe.model_copy(update={"machine": on_it})
+    return Trial(Arm(recipe.variant, recipe), recipe, job.forecast, job.address, job.guarded)
 
 
 def _end_with_parent() -> None:
