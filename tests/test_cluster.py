@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +45,25 @@ GRID = """
 plugins = ["bad.py"]
 [grid]
 "model.dim" = [16, 24, 32]
-seeds = 2
 [[grid.variant]]
 name = "raises"
 set = { "model.stem" = [{ kind = "bad" }] }
 """
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+@contextmanager
+def two_machines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two machines with a processor each, as Ray's own tests make them."""
-    for name, value in environment(tmp_path).items():
+    for name, value in environment(folder).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 
-    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    small = {
+        "num_cpus": 1,
+        "object_store_memory": 80 * 2**20,
+        "include_dashboard": False,
+    }
     soon = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
     made = Cluster(initialize_head=True, head_node_args={**small, "_system_config": soon})
     try:
@@ -69,29 +74,35 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @with_ray
-def test_a_lost_machine_costs_no_trial(cluster: Any, tmp_path: Path) -> None:
+def test_a_lost_machine_costs_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three trials and one that raises, on two machines of which one is lost while both train."""
     (tmp_path / "bad.py").write_text(PLUGIN)
-    recipe = write(tmp_path, GRID)
-    longer = ["--set", "train.steps=400"]
-    plain = subprocess.run(
-        command(recipe, tmp_path / "plain", *longer, "--workers", "0"), env=environment(tmp_path), timeout=100
-    )
-    out = tmp_path / "cluster"
-    how = ["--executor", "ray", "--address", cluster.address]
-    with subprocess.Popen(
-        command(recipe, out, *longer, *how), env=environment(tmp_path), stdout=subprocess.PIPE, text=True
-    ) as ran:
-        wait_for_two(out, ran)
-        cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
-        said, _ = ran.communicate(timeout=100)
-    assert (plain.returncode, ran.returncode) == (1, 1)  # one trial raises, with either seed
-    assert said.count("its machine was lost") == 1
-    assert finished(out) == finished(tmp_path / "plain")
+    recipe, plain, out = write(tmp_path, GRID), tmp_path / "plain", tmp_path / "cluster"
+    longer = ["--set=train.steps=600", "--set=train.log_every=20"]  # long enough for two to be trained at once
+    env = environment(tmp_path)
+    assert subprocess.run(command(recipe, plain, *longer, "--workers=0"), env=env, capture_output=True).returncode == 1
+    told, words = tmp_path / "told.jsonl", tmp_path / "words.txt"
+    with two_machines(tmp_path, monkeypatch) as cluster, told.open("w") as to, words.open("w") as beside:
+        how = [*longer, "--json", "--executor=ray", "--address", cluster.address]
+        ran = subprocess.Popen(command(recipe, out, *how), env=env, stdout=to, stderr=beside)
+        try:
+            wait_for_two(out, ran)
+            cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
+            ran.wait(60)
+        finally:
+            ran.kill()
+    assert ran.returncode == 1, words.read_text()  # one trial raises
+    assert told.read_text().count("its machine was lost") == 1
+    events = [json.loads(line) for line in told.read_text().splitlines()]  # nothing else stands there
+    assert {e["variant"] for e in events if e["event"] == "step"} == {"dim=16", "dim=24", "dim=32"}
+    assert finished(out) == finished(plain)
+    statuses = {name.partition("-seed")[0]: t["status"] for name, t in finished(out).items() if "result" in name}
+    assert statuses == {"dim=16": "done", "dim=24": "done", "dim=32": "done", "raises": "failed"}
 
 
-def wait_for_two(out: Path, ran: subprocess.Popen[str]) -> None:
+def wait_for_two(out: Path, ran: subprocess.Popen[bytes]) -> None:
     """Until two trials train at once."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 45
     while len([log for log in out.glob(".*/log.jsonl") if log.stat().st_size]) < 2:
         assert ran.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
