@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,21 @@ from typing import Any
 
 import pytest
 from kills import command, environment, finished
+from rich.console import Console
 
 from recipes import write
+from zoo.core.part import ConfigError
+from zoo.recipe import dumps
+from zoo.report.live import view_for
+from zoo.report.session import run_grid
+from zoo.result import Result
+from zoo.trials.cluster import ClusterCrew, Need, check_executor, keep
+from zoo.trials.grid import plan
+from zoo.trials.places import Execution, Limits
+from zoo.trials.post import Post
+from zoo.trials.run import make_ready
+from zoo.trials.serving import Job
+from zoo.trials.store import Store
 
 NEEDED = "Ray is not installed (pip install 'ablation-zoo[cluster]')"
 with_ray = pytest.mark.skipif(
@@ -106,3 +120,51 @@ def wait_for_two(out: Path, ran: subprocess.Popen[bytes]) -> None:
     while len([log for log in out.glob(".*/log.jsonl") if log.stat().st_size]) < 2:
         assert ran.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (Execution(executor="rai"), "did you mean 'ray'"),
+        (Execution(address="auto"), "only --executor ray"),
+        (Execution(2, executor="ray"), "--workers 2"),
+        (Execution(None, "0", executor="ray"), "--devices 0"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(how: Execution, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_executor(how)
+
+
+def test_without_ray_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'ablation-zoo\[cluster\]'"), ClusterCrew(tmp_path, []):
+        pass
+
+
+def test_what_a_trial_declares() -> None:
+    assert Need(2, 0.0).fits({"CPU": 5.0}) == 2
+    assert Need(1, 0.25).fits({"CPU": 64.0, "GPU": 2.0}) == 8
+    assert Need(1, 0.25).fits({"CPU": 3.0, "GPU": 2.0}) == 3
+    assert Need(1, 1.0).fits({"CPU": 64.0}) == 0
+
+
+def test_a_machine_that_does_not_see_the_results_sends_the_files(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    grid = plan(write(tmp_path))
+    with (tmp_path / "plain.txt").open("w") as said:
+        assert run_grid(grid, "*", tmp_path / "plain", False, Execution(workers=0), Console(file=said))
+        ready = make_ready(grid, grid.arms, view_for(Console(file=said), manner="quiet"))
+    [trial], store = ready.trials, Store(tmp_path / "here")
+    post = Post(grid.folder, Limits())
+    try:
+        job = Job(dumps(trial.recipe), trial.address, trial.forecast, True, tmp_path / "unseen")
+        *told, (what, table) = post.train(job, tmp_path / "unseen" / "mark")
+    finally:
+        post.crew.stop()
+    assert what == "end" and {name for name, _ in told} >= {"step"}
+    assert not (tmp_path / "unseen").exists()
+    keep(trial, Result.model_validate(table["result"]), table["files"], store, grid.folder)
+    name = store.folder(trial.recipe, trial.address).name
+    plain = {file: value for file, value in finished(tmp_path / "plain").items() if file.startswith(name)}
+    assert len(plain) >= 4 and finished(store.root) == plain

@@ -325,7 +325,7 @@ def _connect(ray: Any, address: str | None) -> None:
             socket.create_connection((host, int(port)), 10.0).close()
         except (OSError, ValueError) as fault:
             raise ConfigError(f"--address {address}: no Ray cluster answers there: {fault}") from None
-    own = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if address == "local" else {}
+    own = {"include_dashboard": False} if address == "local" else {}
     # Ray prints reports on its machines to standard output, whatever log_to_driver says: nothing but results may stand there
     ray._private.worker._worker_logs_enabled = False
     try:
