@@ -138,3 +138,19 @@ def test_names_are_hashed_as_fnv_1a_is_published(text: str, salt: int) -> None:
 
 def test_noise_begins_at_step_and_micro_step_zero() -> None:
     assert noise_key(3) == noise_key(3, 0, 0) != noise_key(3, 1, 0)
+
+
+@pytest.mark.parametrize("parts", [(0, 0, 0), (3, 5, 2), (2**40 + 1, 10_000, 7)])
+def test_a_noise_key_is_the_stated_hash(parts: tuple[int, int, int]):
+    """Plain integers as an oracle: a key decides every draw of a step, so it must stay what it was."""
+
+    def lowbias32(x: int) -> int:
+        x &= 0xFFFFFFFF
+        x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+        x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+        return x ^ (x >> 16)
+
+    key = parts[0]
+    for part in parts[1:]:
+        key = lowbias32(lowbias32(key) + part)
+    assert int(noise_key(*parts)) == key
