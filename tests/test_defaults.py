@@ -9,6 +9,7 @@ import pytest
 import zoo.blocks
 import zoo.optim  # noqa: F401  (the kinds register themselves)
 from zoo.core.part import Part, PartConfig
+from zoo.core.slots import HeadSite
 
 DEFAULTS = {
     "init.normal": {"draw": 0, "std": 0.02, "output": "scaled", "embedding_std": None, "head_std": None},
@@ -131,3 +132,7 @@ def test_a_kind_means_what_it_meant(name: str) -> None:
     slot, kind = name.split(".")
     config = Part.slots[slot].kinds[kind].Config()
     assert {knob: plain(getattr(config, knob)) for knob in type(config).model_fields} == DEFAULTS[name]
+
+
+def test_a_site_within_an_attention_has_one_head_of_one_entry_until_it_is_told():
+    assert HeadSite(dim=8) == HeadSite(dim=8, n_heads=1, head_dim=1)
