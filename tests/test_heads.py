@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from pieces import DIM, VOCAB, randomise, small, stream
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 import zoo.blocks  # noqa: F401  (the kinds register themselves)
+from zoo.core.cross_entropy import linear_cross_entropy
 from zoo.core.params import Embedding, Role, roles
 from zoo.core.slots import IGNORE, Head, Site
 
@@ -66,7 +68,7 @@ def test_chunks_change_neither_values_nor_gradients(kind: str, softcap: float | 
             torch.testing.assert_close(part, whole, rtol=rtol, atol=rtol)
 
 
-def test_chunks_keep_no_logits_for_the_backward():
+def test_no_logits_are_kept_for_the_backward():
     def largest_kept(chunk_elements: int) -> int:
         block, sizes = head(chunk_elements=chunk_elements), [0]
         weights = {p.untyped_storage().data_ptr() for p in block.parameters()}
@@ -81,8 +83,37 @@ def test_chunks_keep_no_logits_for_the_backward():
         return max(sizes)
 
     assert head(chunk_elements=1).chunk == head(chunk_elements=2 * VOCAB - 1).chunk == 1
-    assert largest_kept(160 * VOCAB) == 160 * VOCAB
+    assert largest_kept(160 * VOCAB) <= 160 * DIM < 160 * VOCAB
     assert largest_kept(10 * VOCAB) <= 160 * DIM
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_gradient_is_that_of_torchs_own_cross_entropy(softcap: float | None, ahead: bool):
+    """``ahead``: one upstream gradient for all tokens, which a CPU has prepared for; else one for each."""
+    x, targets, cap = stream(2, 7, DIM), some_targets(2, 7), softcap
+    weight = randomise(Embedding(VOCAB, DIM)).double().weight
+    upstream = torch.full((14,), 0.3) if ahead else torch.linspace(-1, 2, 14)
+    z = x.flatten(0, 1) @ weight.T
+    z = z if cap is None else cap * torch.tanh(z / cap)
+    wanted = F.cross_entropy(z, targets.flatten(), ignore_index=IGNORE, reduction="none")
+    found = linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), IGNORE, 5, cap)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    for again in (False, True):  # what was prepared serves once; a second backward computes
+        theirs = torch.autograd.grad(wanted, [x, weight], upstream.double(), retain_graph=True)
+        ours = torch.autograd.grad(found, [x, weight], upstream.double(), retain_graph=True)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13, msg=lambda m, again=again: f"{again}: {m}")
+
+
+def test_a_frozen_stream_or_matrix_gets_no_gradient_and_the_other_does():
+    x, targets = stream(2, 7, DIM).flatten(0, 1), some_targets(2, 7).flatten()
+    weight = randomise(Embedding(VOCAB, DIM)).double().weight
+    both = torch.autograd.grad(linear_cross_entropy(x, weight, targets, IGNORE, 5).sum(), [x, weight])
+    (for_x,) = torch.autograd.grad(linear_cross_entropy(x, weight.detach(), targets, IGNORE, 5).sum(), x)
+    (for_weight,) = torch.autograd.grad(linear_cross_entropy(x.detach(), weight, targets, IGNORE, 5).sum(), weight)
+    assert torch.equal(for_x, both[0]) and torch.equal(for_weight, both[1])
+    assert not linear_cross_entropy(x.detach(), weight.detach(), targets, IGNORE, 5).requires_grad
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])

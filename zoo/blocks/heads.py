@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from zoo.core.cross_entropy import linear_cross_entropy, logits_of
 from zoo.core.params import Embedding, Linear, Role, Use
 from zoo.core.slots import IGNORE, Head, Site
 
@@ -30,26 +28,13 @@ class Projection(Head):
         raise NotImplementedError
 
     def logits(self, x: Tensor) -> Tensor:
-        return self._logits(x, self.matrix())
+        return logits_of(x, self.matrix(), self.softcap)
 
     def nll(self, x: Tensor, targets: Tensor) -> Tensor:
-        flat, wanted, weight = x.flatten(0, 1), targets.flatten(), self.matrix()  # (N, D), (N,), (V, D)
-        if flat.shape[0] <= self.chunk:
-            return self._nll(flat, wanted, weight).view_as(targets)
-        pieces = zip(flat.split(self.chunk), wanted.split(self.chunk), strict=True)
-        parts = [
-            checkpoint(self._nll, piece, want, weight, use_reentrant=False, preserve_rng_state=False)
-            for piece, want in pieces
-        ]
-        return torch.cat(parts).view_as(targets)
-
-    def _nll(self, x: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-        return F.cross_entropy(self._logits(x, weight), targets, ignore_index=IGNORE, reduction="none")
-
-    def _logits(self, x: Tensor, weight: Tensor) -> Tensor:
-        z = F.linear(x, weight.to(x.dtype))
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
-        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+        flat = linear_cross_entropy(
+            x.flatten(0, 1), self.matrix(), targets.flatten(), IGNORE, self.chunk, self.softcap
+        )  # (N,)
+        return flat.view_as(targets)
 
 
 class Tied(Projection, kind="tied"):
