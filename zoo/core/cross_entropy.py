@@ -4,9 +4,9 @@ torch's cross entropy keeps log-probabilities (N, V) and makes two more such mat
 scored at a time and becomes its own gradient, softmax minus one-hot, in place. Source: the arithmetic of Cut Your Losses,
 arXiv:2411.09009, and of Liger Kernel, arXiv:2410.10989, in plain tensor operations.
 
-On a CPU, where products are dear and looking at a number costs nothing, the gradient is made ahead, in the forward, for an upstream
-gradient of one; a mean or a sum scales it. Elsewhere, and where the upstream differs from token to token, the backward scores
-each chunk once more.
+On a CPU, where products are dear and looking at a number costs nothing, the gradient is made ahead, in the forward, for an
+upstream gradient of one; a mean or a sum scales it. Elsewhere, and where the upstream differs from token to token, the backward
+scores each chunk once more.
 """
 
 from __future__ import annotations
