@@ -51,6 +51,7 @@ def run(names: list[str], found: dict[str, tuple[str, bool]], words: argparse.Na
     from zoo import machine, plugins
 
     plugins.discover()
+    machine.keep_freed_memory()  # as training has it; for all contestants alike
     device = machine.settle_device(words.device)
     dtype = machine.DTYPES[machine.settle_dtype(words.dtype, device)]
     settings = Settings(device, dtype, machine.settle_threads(words.threads), words.quick)
@@ -77,7 +78,8 @@ def run(names: list[str], found: dict[str, tuple[str, bool]], words: argparse.Na
 def _words(words: argparse.Namespace) -> str:
     """The options of the command that are not the usual ones."""
     said = {"--device": (words.device, "auto"), "--dtype": (words.dtype, "auto"), "--threads": (words.threads, 0)}
-    return "".join(f" {name} {value}" for name, (value, usual) in said.items() if value != usual)
+    others = "".join(f" {name} {value}" for name, (value, usual) in said.items() if value != usual)
+    return others + (" --quick" if words.quick else "")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -181,31 +181,48 @@ def peak_memory(build: Callable[..., Call], arguments: Sequence[Any], settings: 
         arguments: what it is called with.
         settings: device and threads of those processes.
     """
-    ways = (_resident,) if settings.device.startswith("cuda") else (_allocated, _resident)
-    found = [_elsewhere(way, build, arguments, settings) for way in ways]
-    return found[0] if len(found) == 1 else Peak(found[0], found[1])
+    on_gpu = settings.device.startswith("cuda")
+    whole = _elsewhere(_reserved if on_gpu else _resident, build, arguments, settings)
+    return Peak(peak_allocated(build, arguments, settings), whole)
+
+
+def peak_allocated(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> int:
+    """The bytes of tensors alone, in one fresh process: see ``peak_memory``."""
+    on_gpu = settings.device.startswith("cuda")
+    return _elsewhere(_allocated_on_gpu if on_gpu else _allocated, build, arguments, settings)
 
 
 def _elsewhere(
-    way: Callable[..., Any], build: Callable[..., Call], arguments: Sequence[Any], settings: Settings
-) -> Any:
+    way: Callable[..., int], build: Callable[..., Call], arguments: Sequence[Any], settings: Settings
+) -> int:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(way, build, tuple(arguments), settings).result()
 
 
-def _resident(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> int | Peak:
+def _resident(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> int:
     torch.set_num_threads(settings.threads)
-    on_gpu = settings.device.startswith("cuda")
-    before = 0 if on_gpu else machine.PeakMemory(settings.device).read()
+    before = machine.PeakMemory(settings.device).read()
+    return _after_a_step(build, arguments, settings).read() - before
+
+
+def _allocated_on_gpu(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> int:
+    return _after_a_step(build, arguments, settings).read()
+
+
+def _reserved(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> int:
+    _after_a_step(build, arguments, settings)
+    return torch.cuda.max_memory_reserved(settings.device)
+
+
+def _after_a_step(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> machine.PeakMemory:
+    """What has seen the peak of the second step."""
     step = build(*arguments)
     step()
     synchronise(settings.device)
     peak = machine.PeakMemory(settings.device)
     step()
     synchronise(settings.device)
-    if on_gpu:
-        return Peak(peak.read(), torch.cuda.max_memory_reserved(settings.device))
-    return peak.read() - before
+    return peak
 
 
 def _allocated(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> int:

@@ -1,0 +1,57 @@
+"""Greedy decoding with a cache, one row, against transformers' generate on the same Llama-like weights.
+
+Both must make the same tokens, which is asserted first; what a token costs without the interpreter is the remark's floor: every
+weight is read once for each token.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.generate import ways
+from benchmarks.harness import (
+    Figure,
+    Settings,
+    Unequal,
+    Wanted,
+    alternate,
+    median_ratio,
+    spread,
+    tokens_per_second,
+)
+
+SIZES = ((256, 6), (512, 8))  # width, layers
+TOKENS = 128
+WANTED = Wanted("at least", 2.0)
+
+
+def figures(settings: Settings) -> list[Figure]:
+    """Tokens a second at each size."""
+    rows = []
+    for dim, layers in ((64, 2),) if settings.quick else SIZES:
+        n = 16 if settings.quick else TOKENS
+        found = ways(dim, layers, n)
+        contestants = {"ours": found["with the cache"], "theirs": found["transformers"]}
+        made = {name: way() for name, way in contestants.items()}
+        if made["ours"] != made["theirs"]:
+            raise Unequal(f"width {dim}, {layers} layers: {made['ours']} and {made['theirs']}")
+        timings = alternate(contestants, settings.rounds(7), 1)
+        mine, its = (tokens_per_second(n, timings.median(name)) for name in contestants)
+        floor = read_once(dim, layers) / timings.median("ours") * n
+        remark = f"{spread(timings, 'theirs', 'ours')}; reading every weight once takes {floor:.0%} of our time"
+        work = f"{n} tokens, width {dim}, {layers} layers, fp32"
+        rows.append(Figure(work, mine, its, median_ratio(timings, "theirs", "ours"), WANTED, remark))
+    return rows
+
+
+def read_once(dim: int, layers: int) -> float:
+    """Seconds for products of one row with matrices as large as the model's, and nothing else."""
+    shapes = [(dim, dim), (dim // 2, dim), (dim // 2, dim), (dim, dim), (3 * dim, dim), (3 * dim, dim), (dim, 3 * dim)]
+    weights = [torch.randn(shape) for shape in shapes * layers]
+    rows = {width: torch.randn(1, width) for width in (dim, 3 * dim)}
+
+    def products() -> None:
+        for weight in weights:
+            torch.mm(rows[weight.shape[1]], weight.T)
+
+    return alternate({"products": products}, 15, 3).median("products")
