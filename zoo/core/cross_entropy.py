@@ -59,6 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ignored = targets == ignore
         known = targets.masked_fill(ignored, 0)  # (N,)
         ctx.ahead = _Gradient(ctx, x, weight) if ahead else None
+        some_ignored = ahead and bool(ignored.any())  # a pass over the logits less where nothing is
         narrow, said = weight.to(x.dtype), []  # cast once for all chunks
         for part, wanted, lost in zip(x.split(rows), known.split(rows), ignored.split(rows), strict=True):
             z = logits_of(part, narrow, softcap)
@@ -66,7 +67,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             log_sum = z.amax(-1) - p.amax(-1).log()  # the largest p is 1 / sum exp(z - largest z)
             said.append(log_sum - z.gather(1, wanted[:, None])[:, 0])
             if ctx.ahead is not None:
-                ctx.ahead.add(_to_logits(p, z, wanted, softcap).masked_fill_(lost[:, None], 0.0), narrow)
+                dz = _to_logits(p, z, wanted, softcap)
+                ctx.ahead.add(dz.masked_fill_(lost[:, None], 0.0) if some_ignored else dz, narrow)
         ctx.save_for_backward(x, weight, targets)
         ctx.ignore, ctx.rows, ctx.softcap = ignore, rows, softcap
         return torch.cat(said).masked_fill_(ignored, 0.0)
