@@ -27,6 +27,7 @@ from zoo.trials.run import text_of
 from zoo.trials.vocabulary import with_vocabulary
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+EVALUATED = ["sliding", "ngram_as_published(base=sliding)", "ngram_backoff(base=sliding)"]
 
 
 def published(variant: str = "as published", *sets: str) -> Recipe:
@@ -50,6 +51,14 @@ def test_the_published_values() -> None:
     assert recipe.train.batch * recipe.train.accumulate * recipe.model.context == 786_432
     assert recipe.data.document_mask == "none" and recipe.codec.prune == 0.03
     assert recipe.codec.coding.part.kind == "zstd" and recipe.codec.coding.level == 22
+    norms = (
+        recipe.model.norm,
+        recipe.model.stem[1],
+        recipe.model.layer.norm.norm,
+        recipe.model.layer.attention.qk_norm,
+    )
+    assert {norm.eps for norm in norms} == {1.1920929e-7}, "what F.rms_norm takes where nobody names one"
+    assert [scorer.label() for scorer in recipe.evaluate.also] == EVALUATED and recipe.evaluate.also[0].stride == 64
     outputs = [[output.part.kind for output in layer.attention.output] for layer in recipe.model.layers()]
     assert outputs == 6 * [[]] + 4 * [["xsa_bug828"]] and cost(recipe.model).parameters == 24_730_705
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from zoo.core.part import ConfigError
 from zoo.core.slots import Site
 from zoo.core.wires import Bus, Past
 from zoo.model import Model, ModelConfig
+from zoo.scoring.rolling import stretches
 from zoo.scoring.sliding import strided, window_of
 from zoo.scoring.slots import Scorer
+from zoo.scoring.windows import Windowed
 
 assert zoo.blocks and zoo.scoring  # imported for the kinds they register
 
@@ -45,9 +48,11 @@ def stream(n: int, seed: int) -> np.ndarray:
     return tokens
 
 
-def score(kind: str, stride: int, model: Model, tokens: np.ndarray, context: int, bos: int | None = None) -> float:
+def score(
+    kind: str, stride: int, model: Model, tokens: np.ndarray, context: int, bos: int | None = None, batch: int = 3
+) -> float:
     scorer = Scorer.parse({"kind": kind, "stride": stride}).build()
-    return scorer.score(model, tokens, np.ones(len(tokens)), context, 3, bos).nats
+    return scorer.score(model, tokens, np.ones(len(tokens)), context, batch, bos).nats
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.data())
@@ -105,6 +110,76 @@ def test_with_two_layers_rolling_is_a_whole_forward_under_a_mask_of_recent_keys(
     want = float(model(put[:, :-1], put[:, 1:]).nll.sum())
     assert rolled == pytest.approx(want, rel=1e-12)
     assert stride == 8 or rolled != pytest.approx(score("sliding", stride, model, tokens, context), rel=1e-5)
+
+
+@given(st.integers(2, 3000), st.integers(1, 12), st.integers(1, 4), st.integers(1, 9), st.data())
+def test_rows_side_by_side_score_every_target_once_behind_a_long_beginning(
+    n: int, context: int, layers: int, batch: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.integers(1, context))
+    rows = stretches(n, context, stride, layers, batch)
+    assert 1 <= len(rows.starts) <= batch and rows.warm + len(rows.starts) * (rows.length - rows.warm) >= n
+    assert (rows.starts % stride == 0).all() and (rows.starts + rows.warm < n).all()
+    seen = [j for i in rows.starts for j in range(i + (rows.warm if i else 0), min(n, i + rows.length))]
+    assert seen == list(range(n))
+    if len(rows.starts) > 1:
+        assert rows.warm >= (layers + 1) * context and rows.warm * (len(rows.starts) - 1) <= n / 4
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(60, 300), st.integers(1, 4), st.integers(1, 2), st.integers(2, 9), st.integers(0, 99))
+def test_rows_side_by_side_are_one_row(n: int, stride: int, layers: int, batch: int, seed: int) -> None:
+    tokens, model, rows = stream(n, seed), model_of(4, layers, "none"), []
+    one = score("rolling", stride, model, tokens, 4, batch=1)
+    model.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    assert score("rolling", stride, model, tokens, 4, batch=batch) == pytest.approx(one, rel=1e-12)
+    assert set(rows) == {len(stretches(n - 1, 4, stride, layers, batch).starts)}
+    assert n < 250 or set(rows) != {1}
+
+
+def test_a_block_that_remembers_for_longer_gets_one_row() -> None:
+    config = {"vocab_size": V, "dim": 16, "n_layers": 1, "context": 4, "stem": ["smear_gate"]}
+    model, tokens, rows = Model(ModelConfig(**config), seed=1).double().eval(), stream(300, 0), []
+
+    def mean_of_all(x: Tensor, bus: Bus) -> Tensor:
+        whole = bus.extend("all", x, keep=10**6).cumsum(1)
+        return x + (whole / torch.arange(1, whole.shape[1] + 1)[:, None])[:, -x.shape[1] :]
+
+    model.stem[0].forward = mean_of_all
+    one = score("rolling", 2, model, tokens, 4, batch=1)
+    model.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    assert score("rolling", 2, model, tokens, 4, batch=5) == one and set(rows) == {1, 5}
+
+
+@pytest.mark.parametrize("kind", ["plain", "sliding"])
+@pytest.mark.parametrize("bos", [None, BOS])
+def test_only_what_is_scored_is_answered(kind: str, bos: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And neither the sum nor a token's nats and entropy depend on what is left out."""
+    tokens, model, answered = stream(60, 3), model_of(8), []
+    scorer = Scorer.parse({"kind": kind, **({} if kind == "plain" else {"stride": 3})}).build()
+
+    def asked() -> tuple[float, np.ndarray]:
+        own = scorer.score(model, tokens, tokens, 8, 2, bos).nats
+        return own, np.stack(scorer.surprises(model, tokens, 8, 2, bos, lambda share: None))
+
+    monkeypatch.setattr(model.head, "logits", spied(model.head.logits, answered))
+    monkeypatch.setattr(model.head, "nll", spied(model.head.nll, answered))
+    nats, surprises = asked()
+    assert answered[-1] == (8 if kind == "plain" else 3) and answered[0] == 8, "the first window is scored whole"
+    monkeypatch.setattr(Windowed, "rows", lambda *given, own=Windowed.rows: (r._replace(last=8) for r in own(*given)))
+    whole = asked()
+    assert set(answered[-4:]) == {8} and nats == pytest.approx(whole[0], rel=1e-12)
+    assert surprises == pytest.approx(whole[1], rel=1e-9) and surprises[0].sum() == pytest.approx(nats, rel=1e-12)
+
+
+def spied(call: Callable[..., Tensor], lengths: list[int]) -> Callable[..., Tensor]:
+    """``call``, with the number of tokens per row of each call written down."""
+
+    def told(x: Tensor, *given: Tensor) -> Tensor:
+        lengths.append(x.shape[1])
+        return call(x, *given)
+
+    return told
 
 
 @pytest.mark.parametrize("kind", ["plain", "sliding", "rolling"])

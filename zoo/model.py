@@ -171,10 +171,12 @@ class Model(nn.Module):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         noise: Tensor | None = None,
+        last: int | None = None,
     ) -> Out:
         """tokens (B, T), targets (B, T) or None, segments (B, T): the document of each token.
 
         With a ``cache`` the call goes on where the last one stopped. ``noise`` is ``noise_key(seed, step, micro_step)``.
+        ``last``: answer for so many tokens at the end of each row alone, which spares the head the others.
         """
         if cache is not None:
             segments = cache.admit(tokens, segments)
@@ -190,6 +192,8 @@ class Model(nn.Module):
         x = self.norm(self.trunk(x, steps[1:]))
         if cache is not None:
             cache.length += tokens.shape[1]
+        if last is not None and last < tokens.shape[1]:
+            x, targets = x[:, -last:], None if targets is None else targets[:, -last:]
         if targets is None:
             return Out(None, self.head.logits(x), losses, stats)
         return Out(self.head.nll(x, targets), None, losses, stats)

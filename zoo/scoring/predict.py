@@ -59,5 +59,5 @@ def step(model: Model, tokens: list[int], cache: Cache) -> np.ndarray:
     if max(tokens) >= model.config.vocab_size:
         raise ConfigError(f"token {max(tokens)} is outside the model's vocabulary of {model.config.vocab_size:,}")
     device = next(model.parameters()).device
-    logits = model(torch.tensor([tokens], device=device), cache=cache).logits[0, -1]
+    logits = model(torch.tensor([tokens], device=device), cache=cache, last=1).logits[0, -1]
     return logits.cpu().double().softmax(-1).numpy()

@@ -36,6 +36,7 @@ class Rows(NamedTuple):
     inputs: Tensor
     targets: Tensor  # IGNORE where a target is not scored
     segments: Tensor | None
+    last: int  # how many tokens, counted from the end of each row, hold all targets that are scored
 
 
 class Windowed(Scorer):
@@ -65,9 +66,10 @@ class Windowed(Scorer):
         device = next(model.parameters()).device
         nats, done = 0.0, 0
         for rows in self.rows(tokens, context, batch, bos):
-            put = [None if t is None else t.to(device) for t in rows]
-            nll = model(put[0], put[1], segments=put[2]).nll  # (B, T)
-            scored = nll.cpu().double()[rows.targets != IGNORE]  # on the CPU, since not every device has fp64
+            put = [None if t is None else t.to(device) for t in rows[:3]]
+            nll = model(put[0], put[1], segments=put[2], last=rows.last).nll  # (B, last)
+            wanted = rows.targets[:, -rows.last :] != IGNORE
+            scored = nll.cpu().double()[wanted]  # on the CPU, since not every device has fp64
             nats, done = nats + float(scored.sum()), done + len(scored)
             if tell is not None:
                 tell(done / (len(tokens) - 1))
@@ -83,10 +85,11 @@ class Windowed(Scorer):
         done = 0
         at_once = max(1, min(batch, LOGITS // (context * model.config.vocab_size)))
         for rows in self.rows(tokens, context, at_once, bos):
-            put = [None if t is None else t.to(device) for t in rows]
-            logits = model(put[0], segments=put[2]).logits
-            wanted = put[1] != IGNORE
-            chosen, targets = logits[wanted], put[1][wanted]  # (M, V), (M,)
+            put = [None if t is None else t.to(device) for t in rows[:3]]
+            logits = model(put[0], segments=put[2], last=rows.last).logits  # (B, last, V)
+            answers = put[1][:, -rows.last :]
+            wanted = answers != IGNORE
+            chosen, targets = logits[wanted], answers[wanted]  # (M, V), (M,)
             for piece in torch.arange(len(targets)).split(max(1, LOGITS // (4 * model.config.vocab_size))):
                 wide = chosen[piece[0] : piece[-1] + 1]
                 logs = (wide if wide.dtype == torch.float64 else wide.float()).log_softmax(-1)
@@ -116,7 +119,8 @@ class Windowed(Scorer):
             inputs = np.where(where < ends, piece[within], 0)
             targets = np.where((where >= scored) & (where < ends), piece[within + 1], IGNORE)
             put = torch.from_numpy(inputs)
-            yield Rows(put, torch.from_numpy(targets), None if bos is None else segments(put, bos))
+            last = context - int((scored - starts).min())
+            yield Rows(put, torch.from_numpy(targets), None if bos is None else segments(put, bos), last)
 
 
 def check(model: Model, tokens: np.ndarray, spans: np.ndarray) -> None:
