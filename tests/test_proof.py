@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import struct
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -198,6 +200,9 @@ def test_prove_and_decode(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     refused("is not the text that was coded", damaged)
     damaged.write_bytes(to_bytes(proof._replace(artifact=digest(b"another artifact"))))
     refused("was made with another artifact", damaged)
+    for scorer in ({"kind": "slidin"}, {"kind": "sliding", "stride": -1}, {"kind": "ngram_as_published"}, [], 3):
+        damaged.write_bytes(to_bytes(proof._replace(scorer=scorer)))
+        refused(f"{damaged.name}: its scorer is none", damaged)
     for since, why in ((0, "stopped at the probe"), (300, "stopped at tokens 257 to 512 of 600")):
         with monkeypatch.context() as patch:
             other_machine(patch, since)
@@ -243,6 +248,21 @@ def test_a_proof_says_what_it_is_made_of() -> None:
     with pytest.raises(ConfigError, match="is no proof"):
         read(path)
     assert len(to_bytes(proof)) < 80
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [("<I", (8, 4_000_000_000)), ("<I", (8, 0)), ("<H", (36, 65_535)), ("<H", (36, 3))]
+)
+def test_a_header_that_does_not_fit_is_refused_whatever_its_checksum(
+    place: str, value: tuple[int, int], tmp_path: Path
+) -> None:
+    """Numbers of tokens and lengths that lie, in a file whose checksum is right."""
+    coded = compress(Toy(9), [1, 2, 3], lambda share: None)
+    body = bytearray(to_bytes(Proof(3, 3, b"a" * 8, b"b" * 8, b"c" * 8, {"kind": "plain"}, coded))[:-4])
+    struct.pack_into(place, body, *value)
+    (tmp_path / "lie").write_bytes(bytes(body) + struct.pack("<I", zlib.crc32(bytes(body))))
+    with pytest.raises(ConfigError, match="lie: is damaged: its header does not fit its contents"):
+        read(tmp_path / "lie")
 
 
 @pytest.mark.slow

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from zoo.artifact import Artifact, read_artifact
-from zoo.core.part import ConfigError
+from zoo.core.part import ConfigError, faults
 from zoo.data.slots import Tokenizer
 from zoo.proof.file import DIGEST, digest, read
 from zoo.proof.stream import decompress, probe
@@ -26,7 +27,14 @@ def decode(artifact: Path, proof: Path, tell: Tell) -> bytes:
     opened = read_artifact(artifact)
     if digest(artifact.read_bytes()) != told.artifact:
         raise ConfigError(f"{proof}: was made with another artifact than {artifact}")
-    scorer = Scorer.parse(told.scorer).build()
+    try:
+        scorer = Scorer.parse(told.scorer).build()
+        if not scorer.code_length:
+            raise ConfigError(f"scorer {scorer.kind!r} cannot drive a code")
+    except ValidationError as fault:
+        raise ConfigError(f"{proof}: its scorer is none: {faults(fault)[0]}") from None
+    except ConfigError as fault:
+        raise ConfigError(f"{proof}: its scorer is none: {fault}") from None
     bos, vocab_size = opened.tokenizer.bos, opened.model.config.vocab_size
     if probe(predictor(scorer, opened), bos, vocab_size, DIGEST) != told.probe:
         raise ConfigError(

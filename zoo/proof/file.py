@@ -88,5 +88,11 @@ def read(path: Path) -> Proof:
     _, n_bytes, n_tokens, artifact, probe, text, length = HEAD.unpack_from(data)
     at = HEAD.size + length
     end = at + CHECK_BYTES * n_checks(n_tokens)
+    try:
+        scorer = json.loads(body[HEAD.size : at])
+    except ValueError:
+        scorer = None
+    if scorer is None or n_tokens < 1 or end > len(body):
+        raise ConfigError(f"{path}: is damaged: its header does not fit its contents")
     checks = tuple(body[i : i + CHECK_BYTES] for i in range(at, end, CHECK_BYTES))
-    return Proof(n_bytes, n_tokens, artifact, probe, text, json.loads(body[HEAD.size : at]), Coded(body[end:], checks))
+    return Proof(n_bytes, n_tokens, artifact, probe, text, scorer, Coded(body[end:], checks))

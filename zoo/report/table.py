@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from zoo.report.rows import BASELINE, Entry, Row, rows_from, rows_of
+from zoo.report.scores import heading
 from zoo.report.terminal import print_table
 from zoo.report.units import bytes_of, count, flops, probability, scaled, signed, significant, span
 from zoo.result import Result
@@ -174,7 +175,8 @@ def trials_csv(results: Iterable[Result]) -> str:
         table = {k: v for k, v in result.model_dump(mode="json").items() if not isinstance(v, dict)}
         nested = {"plan": result.plan.model_dump(mode="json") if result.plan else {}, "facts": result.facts}
         table |= {f"{name}.{key}": value for name, inner in nested.items() for key, value in inner.items()}
-        table |= {f"scores.{label}.bits_per_byte": score.bits_per_byte for label, score in result.scores.items()}
+        for label, score in result.scores.items():
+            table[f"scores.{heading(label, score.code_length)}"] = score.bits_per_byte
         tables.append(table)
     names = dict.fromkeys(name for table in tables for name in table if name != "plan")
     return _csv(names, ([_plain(table.get(name)) for name in names] for table in tables))
