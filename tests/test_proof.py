@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -186,6 +187,8 @@ def test_prove_and_decode(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert ended.exit_code == 2 and why in ended.output, ended.output
         assert not (tmp_path / "never").exists()
 
+    ended = call("decode", artifact, code, "--to", tmp_path / "text" / "inside")
+    assert ended.exit_code == 2 and "inside: cannot be written: " in ended.output, ended.output
     damaged, data = tmp_path / "damaged", code.read_bytes()
     for at in (20, 50, 90, len(data) - 1):
         damaged.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
@@ -239,6 +242,10 @@ def test_what_cannot_be_proven_is_refused_before_any_work(out: Path, tmp_path: P
         ended = call("prove", "baseline", "--out", out, "--bytes", 100, "--to", tmp_path / "to", *words)
         assert ended.exit_code == 2 and why in ended.output, ended.output
         assert not (tmp_path / "to" / "proof.zpf").exists()
+    bare = tmp_path / "bare"
+    shutil.copytree(open_trial("baseline", out).folder, bare, ignore=shutil.ignore_patterns("checkpoints"))
+    ended = call("prove", bare, "--bytes", 100, "--to", tmp_path / "to")
+    assert ended.exit_code == 2 and ended.output.startswith(f"error: {bare}: no weights to load"), ended.output
 
 
 def test_a_proof_says_what_it_is_made_of() -> None:

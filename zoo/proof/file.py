@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,8 @@ def save(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
         partial.replace(path)
     except OSError as fault:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where a file stands in the place of its folder there is nothing to take away
+            partial.unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written: {fault.strerror}") from None
 
 

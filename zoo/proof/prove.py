@@ -152,9 +152,9 @@ def beginning(prepared: Prepared, n_bytes: int) -> tuple[list[int], bytes]:
 
 
 def _make(trial: Finished, prepared: Prepared, path: Path) -> None:
-    codec = trial.recipe.codec or Codec.parse("raw")
+    codec, model = trial.recipe.codec or Codec.parse("raw"), trial.model()
     try:
-        made = make(trial.recipe, prepared.tokenizer, trial.model(), codec)
+        made = make(trial.recipe, prepared.tokenizer, model, codec)
     except ConfigError as fault:
         raise fault.under("codec") from None
     write_artifact(path, made)

@@ -46,7 +46,8 @@ class Finished(NamedTuple):
         try:
             model.load_state_dict(found.checkpoint.tensors, strict=True)
         except RuntimeError as fault:
-            raise ConfigError(f"{found.checkpoint.path}: not this recipe's weights: {fault}") from None
+            first = " ".join(str(fault).splitlines()[1].split())  # behind a heading; the others are of the same cause
+            raise ConfigError(f"{found.checkpoint.path}: not this recipe's weights: {first}") from None
         return model.to(device).eval()
 
     def text(self) -> Prepared:
