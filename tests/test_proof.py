@@ -242,7 +242,7 @@ def test_what_cannot_be_proven_is_refused_before_any_work(out: Path, tmp_path: P
         ended = call("prove", "baseline", "--out", out, "--bytes", 100, "--to", tmp_path / "to", *words)
         assert ended.exit_code == 2 and why in ended.output, ended.output
         assert not (tmp_path / "to" / "proof.zpf").exists()
-    bare = tmp_path / "bare"
+    bare = out.parent / "other" / "bare"  # as deep as the trial itself, whose recipe names its text from there
     shutil.copytree(open_trial("baseline", out).folder, bare, ignore=shutil.ignore_patterns("checkpoints"))
     ended = call("prove", bare, "--bytes", 100, "--to", tmp_path / "to")
     assert ended.exit_code == 2 and ended.output.startswith(f"error: {bare}: no weights to load"), ended.output
