@@ -77,7 +77,10 @@ def run(
         typer.Option(min=0, help="Trials at once; without it as many as find their threads. 0: in this process."),
     ] = None,
     devices: Annotated[str | None, typer.Option(metavar="0,1", help="The GPUs to use; without it one.")] = None,
-    per_device: Annotated[int | None, typer.Option(min=1, help="Trials at once on each GPU.  [default: 1]")] = None,
+    per_device: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="Trials at once on each GPU; auto, the default there: as many as pay."),
+    ] = None,
     time_limit: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Give up a trial that takes longer.")
     ] = None,
@@ -103,18 +106,24 @@ def run(
 
     with faults_in_words():
         from zoo.report import session
-        from zoo.trials import places
+        from zoo.trials import places, ranks
 
-        console = Console(stderr=as_json)
-        grid = session.open_grid(recipe, profile, sets or [], seeds, device, console)
-        if dry_run:
-            session.dry_run(grid, only, console)
-            return
         limits = places.Limits(time_limit, silence_limit or None)
-        execution = places.Execution(workers, devices, per_device, limits, executor, address)
         manner = "json" if as_json else "quiet" if quiet else "auto"
-        fine = session.run_grid(grid, only, out, refresh, execution, console, not no_guards, manner)
-    raise typer.Exit(0 if fine else 1)
+
+        def main(world: ranks.World) -> int:
+            console = Console(stderr=as_json)
+            grid = session.open_grid(recipe, profile, sets or [], seeds, device, console, world.size)
+            if dry_run:
+                session.dry_run(grid, only, console)
+                return 0
+            shared = places.per_device(per_device)
+            execution = places.Execution(workers, devices, shared, limits, executor, address, world)
+            fine = session.run_grid(grid, only, out, refresh, execution, console, not no_guards, manner)
+            return 0 if fine else 1
+
+        code = ranks.conducted(limits.silence, main)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -124,8 +124,8 @@ def _learned(tokenizer: Tokenizer) -> bytes:
 
 def wait(recipe: str = "recipes/quickstart.toml", steps: str = "40") -> None:
     """The share of the time of ``steps`` updates that was spent on making their batches."""
+    from zoo.loop import Loop
     from zoo.optim.slots import Schedule
-    from zoo.train import Loop
     from zoo.trials.grid import plan
     from zoo.trials.run import text_of
     from zoo.trials.vocabulary import with_vocabulary

@@ -17,9 +17,10 @@ from zoo.codecs.slots import Weight
 from zoo.core.params import Role
 from zoo.core.part import ConfigError
 from zoo.cost import cost
+from zoo.loop import Loop
 from zoo.optim.slots import Schedule
 from zoo.recipe import Recipe
-from zoo.train import Loop, train
+from zoo.train import train
 from zoo.trials.build import meta_model
 from zoo.trials.check import forecast
 from zoo.trials.grid import plan

@@ -25,6 +25,7 @@ FLOORS = {
     "cost": 1,
     "machine": 1,
     "plugins": 1,
+    "parallel": 1,
     "optim": 2,
     "data": 2,
     "scoring": 2,
@@ -41,6 +42,7 @@ FLOORS |= {
     "resume": 4,
     "fallback": 4,
     "budget": 4,
+    "loop": 4,
     "train": 4,
     "guards": 4,
 }

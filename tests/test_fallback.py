@@ -12,9 +12,10 @@ import torch
 from recipes import write
 from zoo import machine
 from zoo.judge import result_of
+from zoo.loop import Loop
 from zoo.model import Model
 from zoo.result import Signals
-from zoo.train import Loop, train
+from zoo.train import train
 from zoo.trials.grid import plan
 from zoo.trials.run import text_of, with_vocabulary
 
@@ -133,7 +134,7 @@ def test_a_fault_of_the_model_is_not_blamed_on_the_compiler(tmp_path: Path) -> N
 
 def test_a_compiler_that_fails_while_scoring_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One graph is allowed, for training; the graph of scoring is then one too many."""
-    monkeypatch.setattr("zoo.train.GRAPHS", 1)
+    monkeypatch.setattr("zoo.loop.GRAPHS", 1)
     compile_stages = Model.compile_stages
     monkeypatch.setattr(Model, "compile_stages", lambda self, how="eager": compile_stages(self, how and "eager"))
     grid = plan(write(tmp_path), device="cpu", sets=["train.compile=layers", "model.n_layers=1"])

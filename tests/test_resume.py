@@ -13,8 +13,9 @@ import torch
 from recipes import write
 from zoo.checkpoint import Unwritable, latest
 from zoo.core.part import ConfigError
+from zoo.loop import Loop
 from zoo.result import Progress, Result, Signals
-from zoo.train import Loop, train
+from zoo.train import train
 from zoo.trials.grid import Grid, plan
 from zoo.trials.run import text_of, with_vocabulary
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from recipes import TEXT
 from zoo.data.prepare import prepare
+from zoo.loop import Loop
 from zoo.recipe import DataConfig, Recipe, dumps
 from zoo.resolve import all_parts, check_published, loads
 from zoo.testing import strategies
 from zoo.testing.hosts import all_kinds, label
 from zoo.testing.recipes import random_recipe
 from zoo.testing.values import kinds_in
-from zoo.train import Loop
 from zoo.trials.vocabulary import with_vocabulary
 
 FEW = settings(max_examples=5, suppress_health_check=list(HealthCheck))

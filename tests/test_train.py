@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from recipes import write
+from zoo.budget import total_steps
 from zoo.core.part import ConfigError
 from zoo.judge import averaged, result_of, score
+from zoo.loop import Loop
 from zoo.recipe import Recipe
-from zoo.train import Loop, total_steps
 from zoo.trials.grid import plan
 from zoo.trials.run import text_of
 from zoo.trials.vocabulary import with_vocabulary

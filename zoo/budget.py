@@ -61,8 +61,23 @@ def misfit(recipe: Recipe, steps: int) -> list[str]:
     return []
 
 
-def batches_of(recipe: Recipe, prepared: Prepared) -> Batches:
-    """The training batches of a recipe."""
+def check_ranks(recipe: Recipe) -> None:
+    """Whether so many processes can share a trial.
+
+    Raises:
+        ConfigError: with a path from the root of the recipe.
+    """
+    n, rows, device = recipe.machine.ranks, recipe.train.batch, recipe.machine.device
+    if rows % n:
+        raise ConfigError(f"must be a multiple of {n}, the processes that share the rows", "train.batch", rows)
+    if n > 1 and device not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"{n} processes train on cpu or cuda, each on the GPU of its number", "machine.device", device
+        )
+
+
+def batches_of(recipe: Recipe, prepared: Prepared, share: tuple[int, int] = (0, 1)) -> Batches:
+    """The training batches of a recipe, or one of several equal shares of each."""
     return Batches(
         prepared.train,
         context=recipe.model.context,
@@ -73,6 +88,7 @@ def batches_of(recipe: Recipe, prepared: Prepared) -> Batches:
         accumulate=recipe.train.accumulate,
         packing=recipe.data.packing,
         groups=prepared.groups,
+        share=share,
     )
 
 

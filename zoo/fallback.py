@@ -5,30 +5,56 @@ compiler fails. Either is said in the Result, so that no table compares the two 
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntEnum
 from typing import TYPE_CHECKING, TypeVar
 
 from zoo import machine
 
 if TYPE_CHECKING:
-    from zoo.train import Loop
+    from zoo.loop import Loop
 
 T = TypeVar("T")
+
+
+class Lack(IntEnum):
+    """What a run has to go on without; of several the largest is dealt with first."""
+
+    NOTHING = 0
+    MEMORY = 1
+    COMPILER = 2
+    HOPE = 3
 
 
 def with_less(loop: Loop, compute: Callable[[], T]) -> T:
     """What ``compute`` returns, tried again with less where less may help. It must be repeatable: change nothing but gradients.
 
+    Processes that train together do without the same, whichever of them lacks it.
+
     Raises:
         Exception: whatever ``compute`` raises when there is nothing left to do without.
     """
     while True:
+        why = ""
         try:
-            return compute()
+            value = compute()
         except Exception as fault:
-            if not (smaller(loop, fault) or uncompiled(loop, fault)):
-                raise
+            why = said(fault)
+            lack = loop.world.most(_lack(loop, fault))[0]
+            if lack == Lack.HOPE:
+                loop.world.give_up(fault)
+        else:
+            lack = loop.world.most(Lack.NOTHING)[0]
+            if lack == Lack.HOPE:
+                loop.world.give_up(None)
+            if lack == Lack.NOTHING:
+                return value
+            del value
         loop.model.zero_grad(set_to_none=True)
         machine.release_memory()  # outside the handler, whose fault holds on to what it used
+        if lack == Lack.MEMORY:
+            smaller(loop)
+        else:
+            uncompiled(loop, loop.world.words(why))
 
 
 def without_compiler(loop: Loop, compute: Callable[[], T]) -> T:
@@ -36,20 +62,25 @@ def without_compiler(loop: Loop, compute: Callable[[], T]) -> T:
     try:
         return compute()
     except Exception as fault:
-        if not uncompiled(loop, fault):
+        if _lack(loop, fault) is not Lack.COMPILER:
             raise
+        why = said(fault)
+    uncompiled(loop, why)
     return compute()
 
 
-def smaller(loop: Loop, fault: Exception) -> bool:
-    """Halve the micro-batch and double the accumulation (an odd one is divided by its smallest factor).
+def _lack(loop: Loop, fault: Exception) -> Lack:
+    """What may help against a fault."""
+    if loop.rows > loop.world.size and machine.is_out_of_memory(fault):
+        return Lack.MEMORY
+    origins = {part.__module__.partition(".")[2].partition(".")[0] for part in type(fault).__mro__}
+    return Lack.COMPILER if loop.compiled and origins & {"_dynamo", "_inductor", "_functorch"} else Lack.HOPE
 
-    Returns:
-        whether memory was the fault and there was more than one row.
-    """
-    if loop.rows == 1 or not machine.is_out_of_memory(fault):
-        return False
-    factor = next(n for n in range(2, loop.rows + 1) if loop.rows % n == 0)
+
+def smaller(loop: Loop) -> None:
+    """Halve the micro-batch and double the accumulation (an odd one is divided by its smallest factor)."""
+    each = loop.rows // loop.world.size
+    factor = next(n for n in range(2, each + 1) if each % n == 0)
     loop.split(loop.rows // factor)
     whole = loop.recipe.train
     remark = (
@@ -58,22 +89,17 @@ def smaller(loop: Loop, fault: Exception) -> bool:
     )
     loop.remarks = [*(r for r in loop.remarks if not r.startswith("out of memory:")), remark]
     loop.signals.say(f"step {loop.step + 1:,}: {remark}")
-    return True
 
 
-def uncompiled(loop: Loop, fault: Exception) -> bool:
-    """Go on without the compiler.
-
-    Returns:
-        whether the compiler was the fault.
-    """
-    origins = {part.__module__.partition(".")[2].partition(".")[0] for part in type(fault).__mro__}
-    if not loop.compiled or not origins & {"_dynamo", "_inductor", "_functorch"}:
-        return False
+def uncompiled(loop: Loop, why: str) -> None:
+    """Go on without the compiler, which said ``why``."""
     loop.model.compile_stages(None)
     loop.compiled = False
-    why = " ".join(str(fault).split())  # the first of its lines rarely says what was wrong
-    remark = f"not compiled from step {loop.step + 1:,} on: {type(fault).__name__}: {why}"[:240]
+    remark = f"not compiled from step {loop.step + 1:,} on: {why}"[:240]
     loop.remarks = [*loop.remarks, remark]
     loop.signals.say(remark)
-    return True
+
+
+def said(fault: Exception) -> str:
+    """All of what a fault says, in one line: the first of a compiler's lines rarely says what was wrong."""
+    return f"{type(fault).__name__}: {' '.join(str(fault).split())}"

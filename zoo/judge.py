@@ -24,7 +24,7 @@ from zoo.scoring.slots import Score, Scorer, Tell
 
 if TYPE_CHECKING:
     from zoo.data.prepare import Prepared
-    from zoo.train import Loop
+    from zoo.loop import Loop
 
 
 Say = Callable[[str], None]  # told in words how far scoring is
@@ -185,6 +185,8 @@ def result_of(
 
 def _facts(loop: Loop) -> dict[str, str]:
     run = {"device": loop.device, "dtype": loop.dtype, "threads": str(torch.get_num_threads())}
+    if loop.world.size > 1:
+        run["ranks"] = str(loop.world.size)
     return {
         **loop.prepared.facts,
         **loop.batches.facts(),

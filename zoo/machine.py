@@ -84,6 +84,30 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+CONTEXT = 600 * 2**20  # bytes that a process takes on a GPU before it has a single tensor there, about
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on a GPU, what this process has taken by asking counted as free; elsewhere of the system's memory."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0] + CONTEXT
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, StopIteration):
+        line = next(row for row in Path("/proc/meminfo").read_text().splitlines() if row.startswith("MemAvailable"))
+        free = int(line.split()[1]) * 1024
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no such group, or "max"
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free
+
+
+def taken_memory(device: str) -> int:
+    """Peak bytes that this process has taken from what ``free_memory`` says."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_reserved(device) + CONTEXT
+    return resident_peak()
+
+
 class PeakMemory:
     """Peak bytes since it was made: of the device's allocator on a GPU, of the process's resident set elsewhere."""
 
@@ -99,14 +123,19 @@ class PeakMemory:
         """Bytes; on systems that cannot reset the counter, since the process began."""
         if self.device.startswith("cuda"):
             return torch.cuda.max_memory_allocated(self.device)
-        status = Path("/proc/self/status")
-        if status.exists():
-            line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
-            return int(line.split()[1]) * 1024
-        import resource
+        return resident_peak()
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if platform.system() == "Darwin" else peak * 1024
+
+def resident_peak() -> int:
+    """The peak of the process's resident set in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
 
 
 def facts(device: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from zoo.core.part import ConfigError, Knobs, build_child, faults
 from zoo.core.slots import Block, Head, Layer, Norm, Site, Stem, Trunk, run_stem
 from zoo.core.tables import tabulate
 from zoo.core.tree import merge
-from zoo.core.wires import NOISE, OFFERED, SEGMENTS, TOKENS, X0, Bus, Past, Report, Wire, mix
+from zoo.core.wires import NOISE, OFFERED, SEGMENTS, TOKENS, X0, Bus, Past, Report, Wire, stage_key
 
 
 class Stage(nn.Module):
@@ -213,7 +213,7 @@ class Model(nn.Module):
         def run(x: Tensor) -> Tensor:
             inbox = {wire: wires[wire] for wire in stage.reads if wire in wires}
             if noise is not None:
-                inbox[NOISE] = mix(mix(noise.to(x.device)) + index)
+                inbox[NOISE] = stage_key(noise.to(x.device), index)
             try:
                 if self.recompute and torch.is_grad_enabled() and cache is None:
                     x, outbox, report, _ = checkpoint(stage, x, inbox, use_reentrant=False, preserve_rng_state=False)

@@ -84,6 +84,7 @@ class MachineConfig(Knobs):
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # of the residual stream
     threads: NonNegativeInt = 0  # 0: as many as there are cores
     profile: str = "full"
+    ranks: PositiveInt = 1  # processes that share each trial's batches, as torchrun has started them
 
 
 class CardConfig(Knobs):

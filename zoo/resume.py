@@ -2,7 +2,8 @@
 
 Everything that the rest of a run depends on is kept: weights and buffers, optimizers, averages, the losses so far, the seconds
 spent, the state of torch's generator, the size of a micro-batch. Batches, noise and rates follow from the number of the step
-alone. So a run that goes on ends in the bits of one that was never interrupted, on the same device, dtype and threads.
+alone. So a run that goes on ends in the bits of one that was never interrupted, on the same device, dtype and threads. Of
+processes that train together the first keeps and reads, since all hold the same but for their generators.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from zoo.checkpoint import Checkpoint, join, latest, prune, save, writing
 from zoo.core.part import ConfigError
 
 if TYPE_CHECKING:
-    from zoo.train import Loop
+    from zoo.loop import Loop
 
 FOLDER = "resume"  # in a trial's folder, until the trial is over
 KEEP = 2  # the newest may be damaged
@@ -35,11 +36,11 @@ class Keeper:
 
     Args:
         loop: the run.
-        folder: the trial's; the checkpoints go into ``resume/`` in it.
+        folder: the trial's; the checkpoints go into ``resume/`` in it. None: in another process.
     """
 
-    def __init__(self, loop: Loop, folder: Path) -> None:
-        self.loop, self.folder = loop, folder / FOLDER
+    def __init__(self, loop: Loop, folder: Path | None) -> None:
+        self.loop, self.folder = loop, None if folder is None else folder / FOLDER
         self.saved = time.monotonic()
 
     def restore(self) -> None:
@@ -48,6 +49,14 @@ class Keeper:
         Raises:
             ConfigError: a checkpoint of another trial.
         """
+        facts, tensors = self.loop.world.of_first_table(self._newest)
+        if facts is not None:
+            step, known, path = facts
+            self._load(Checkpoint(step, tensors, known, path))
+            self.loop.signals.say(f"goes on from step {step:,}")
+
+    def _newest(self) -> tuple[tuple[int, dict[str, Any], Path] | None, dict[str, Tensor]]:
+        """The newest checkpoint that the log is no shorter than, and the log cut to what it was then."""
         found = latest(self.folder)
         for complaint in found.complaints:
             self.loop.signals.say(complaint)
@@ -59,9 +68,7 @@ class Keeper:
             kept, length = None, 0
         with writing(self.folder):
             log.truncate(length)
-        if kept is not None:
-            self._load(kept)
-            self.loop.signals.say(f"goes on from step {kept.step:,}")
+        return (None, {}) if kept is None else ((kept.step, kept.facts, kept.path), kept.tensors)
 
     def after_step(self) -> None:
         """Keep the run as it is now, if it is time.
@@ -70,18 +77,25 @@ class Keeper:
             Stopped: it was asked for.
             Unwritable: the disk is full or the folder cannot be written; earlier checkpoints stay.
         """
-        if self.loop.signals.stop():
+        stop, due = self.loop.world.most(self.loop.signals.stop(), self._due())
+        if stop or due:
             self.keep()
+        if stop:
             raise Stopped
+
+    def _due(self) -> bool:
         plan, step = self.loop.recipe.train, self.loop.step
-        by_steps = plan.checkpoint_every is not None and step % plan.checkpoint_every == 0
+        if plan.checkpoint_every is not None and step % plan.checkpoint_every == 0:
+            return True
         minutes = plan.checkpoint_minutes
-        if by_steps or (minutes is not None and time.monotonic() - self.saved >= 60.0 * minutes):
-            self.keep()
+        return minutes is not None and time.monotonic() - self.saved >= 60.0 * minutes
 
     def keep(self) -> None:
         """Write a checkpoint now."""
-        loop = self.loop
+        loop, tensors = self.loop, _tensors(self.loop)
+        self.saved = time.monotonic()
+        if self.folder is None:
+            return
         with writing(self.folder):
             loop.log.flush()
             length = os.fstat(loop.log.fileno()).st_size
@@ -96,9 +110,8 @@ class Keeper:
                 "memory": loop.peak_memory(),
                 "machine": machine.facts(loop.device),
             }
-            save(self.folder, loop.step, _tensors(loop), facts)
+            save(self.folder, loop.step, tensors, facts)
             prune(self.folder, KEEP)
-        self.saved = time.monotonic()
 
     def _load(self, kept: Checkpoint) -> None:
         loop, facts = self.loop, kept.facts
@@ -112,9 +125,9 @@ class Keeper:
             raise ConfigError(why) from None
         run = kept.section("run")
         loop.losses = list(run["losses"].to(loop.device).unbind())
-        torch.set_rng_state(run["generator"])
+        torch.set_rng_state(run["generator"][loop.world.rank].clone())  # torch wants one that begins its memory
         if "cuda_generator" in run:
-            torch.cuda.set_rng_state(run["cuda_generator"], loop.device)
+            torch.cuda.set_rng_state(run["cuda_generator"][loop.world.rank].clone(), loop.device)
         loop.step, loop.seconds, loop.checked = kept.step, facts["seconds"], facts["checked"]
         loop.earlier_peak, loop.remarks = facts["memory"], facts["remarks"]
         loop.split(facts["rows"])
@@ -129,7 +142,7 @@ class Keeper:
 def _tensors(loop: Loop) -> dict[str, Tensor]:
     sections = {"model": loop.model.state_dict(), "average": loop.average.state()}
     sections |= {f"optim/{role}": optimizer.state() for role, optimizer in loop.optimizers.items()}
-    run = {"losses": torch.stack(loop.losses), "generator": torch.get_rng_state()}
+    run = {"losses": torch.stack(loop.losses), "generator": loop.world.gather(torch.get_rng_state())}
     if loop.device.startswith("cuda"):
-        run["cuda_generator"] = torch.cuda.get_rng_state(loop.device)
+        run["cuda_generator"] = loop.world.gather(torch.cuda.get_rng_state(loop.device))
     return join({**sections, "run": run})

@@ -1,51 +1,39 @@
-"""The one loop: a resolved recipe and its prepared data in, a Result out.
-
-The reported loss is the mean nats per token of the next-token targets and nothing else; auxiliary losses are optimised
-beside it and logged under their own names.
-"""
+"""Training: a resolved recipe and its prepared data in, a Result out."""
 
 from __future__ import annotations
 
-import json
-import time
+import io
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import torch
-from torch import Tensor
 
 from zoo import machine
-from zoo.budget import UNKNOWN, batches_of, check_schedule, misfit, take, tokens_per_step, total_steps
+from zoo.budget import check_ranks, misfit
 from zoo.checkpoint import writing
-from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
-from zoo.core.wires import noise_key
-from zoo.fallback import with_less, without_compiler
+from zoo.fallback import without_compiler
 from zoo.judge import averaged, further, result_of, score, shipped
-from zoo.model import Model, Out
-from zoo.optim.slots import Average, Optimizer, Schedule
+from zoo.loop import Diverged, Loop
+from zoo.parallel import ALONE, World
 from zoo.recipe import Recipe
-from zoo.result import Progress, Result, Signals, Watch, loads
-from zoo.resume import Keeper
-from zoo.scoring.slots import Score
+from zoo.result import Result, Signals, Watch
+from zoo.resume import Keeper, Stopped
 
 if TYPE_CHECKING:
     from zoo.data.prepare import Prepared
 
 
-GRAPHS = 64  # of one stage: layers of every structure, training and scoring, rows of every number
-
-
-class Diverged(Exception):
-    """The loss or the gradient left the finite numbers at ``step``."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"diverged at step {step}: last good step {step - 1}")
-        self.step = step
-
-
-def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch, signals: Signals = Signals()) -> Result:
+def train(
+    recipe: Recipe,
+    prepared: Prepared,
+    folder: Path,
+    watch: Watch,
+    signals: Signals = Signals(),
+    world: World = ALONE,
+) -> Result:
     """Train one trial and score it, from the newest checkpoint in its folder on where there is one.
 
     Args:
@@ -55,6 +43,7 @@ def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch, signal
             is over, ``resume/``.
         watch: called at every logged step.
         signals: what else it says.
+        world: the processes that train it together; this is the first of them, and the others ``follow``.
 
     Returns:
         the Result, with status ``done`` or ``diverged``.
@@ -62,19 +51,14 @@ def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch, signal
     Raises:
         ConfigError: a recipe that cannot be trained, before anything has been computed.
         Unwritable: a full disk, or a folder that cannot be written; what has been kept stays.
+        Failed, Broken: see zoo.parallel.
     """
-    settled = recipe.machine
-    torch.set_num_threads(machine.settle_threads(settled.threads))
-    if machine.settle_device(settled.device) == "cpu":
-        machine.keep_freed_memory()
     with writing(folder):
         log = (folder / "log.jsonl").open("a")
     with log:
-        loop = Loop(recipe, prepared, watch, log, signals)
-        keeper = Keeper(loop, folder)
-        keeper.restore()
+        loop = world.together(lambda: _loop(recipe, prepared, watch, log, signals, world))
         try:
-            loop.run(keeper.after_step)
+            _run(loop, folder)
             loop.remarks += misfit(recipe, loop.step)
         except Diverged as fault:
             return result_of(loop, "diverged", str(fault), None)
@@ -87,204 +71,35 @@ def train(recipe: Recipe, prepared: Prepared, folder: Path, watch: Watch, signal
     return result_of(loop, "done", "", final, scores | coded).model_copy(update={"artifact_bytes": size})
 
 
-def build_optimizers(model: Model, optim: dict[Role, Optimizer.Config]) -> dict[Role, Optimizer]:
-    """One optimizer per role that the model has.
+def follow(read: Callable[[], tuple[Recipe, Prepared]], world: World, signals: Signals = Signals()) -> None:
+    """The part that a process which is not the first has in ``train``: its rows of every batch. It writes and scores nothing.
 
-    Raises:
-        ConfigError: a role of the model without an optimizer.
+    Args:
+        read: gives the same recipe and the same token streams.
+        world: the processes that train together.
+        signals: heard, too: whichever process is asked to stop, all of them do.
     """
-    named: dict[Role, list[tuple[str, torch.nn.Parameter]]] = {}
-    for entry in entries(model):
-        named.setdefault(entry.role, []).append((entry.name, entry.parameter))
-    built = {}
-    for role, parameters in named.items():
-        if role not in optim:
-            raise ConfigError(f"no optimizer for {role} parameters such as {parameters[0][0]}", f"optim.{role}")
-        try:
-            built[role] = optim[role].build(parameters)
-        except ConfigError as fault:
-            raise fault.under(f"optim.{role}") from None
-    return built
+    loop = world.together(lambda: _loop(*read(), lambda progress: None, io.StringIO(), signals, world))
+    with suppress(Diverged):
+        _run(loop, None)
 
 
-class Loop:
-    """The state of one run: model, optimizers, schedule, average, data position, log."""
-
-    def __init__(
-        self, recipe: Recipe, prepared: Prepared, watch: Watch, log: TextIO, signals: Signals = Signals()
-    ) -> None:
-        self.recipe, self.prepared, self.watch, self.log, self.signals = recipe, prepared, watch, log, signals
-        self.device = machine.settle_device(recipe.machine.device)
-        self.dtype = machine.settle_dtype(recipe.machine.dtype, self.device)
-        self.total = total_steps(recipe)
-        self.schedule: Schedule = recipe.schedule.build()
-        check_schedule(recipe)
-        self.memory, self.earlier_peak = machine.PeakMemory(self.device), 0
-        torch.manual_seed(recipe.train.seed)  # nothing of ours draws from it; a guest's block that does is repeatable
-        self.compiled: bool | None = True if recipe.train.compile == "layers" else None
-        self.model = self._build_model()
-        self.model.register_forward_pre_hook(lambda *_: signals.alive())
-        self.optimizers = build_optimizers(self.model, recipe.optim)
-        self.average: Average = recipe.average.build(self.model)
-        self.batches = batches_of(recipe, prepared)
-        self.rows, self.accumulate = recipe.train.batch, recipe.train.accumulate
-        self.step, self.seconds = 0, 0.0
-        self.stats: dict[str, Tensor] = {}  # what the blocks reported of the last update
-        self.checked = 0  # of the losses below, how many are known to be numbers
-        self.told: Progress | None = None
-        self.remarks: list[str] = []  # what a reader of the result has to know of this run
-        self.losses: list[Tensor] = []  # one scalar per step, on the device
-
-    def _build_model(self) -> Model:
-        recipe = self.recipe
-        stream = machine.DTYPES[self.dtype]
-        model = Model(recipe.model, stream=stream, seed=recipe.train.seed)
-        if stream is torch.float64:
-            model = model.double()
-        model = model.to(self.device)
-        model.recompute = recipe.train.recompute == "layers"
-        if self.compiled:
-            config = torch._dynamo.config
-            config.recompile_limit, config.fail_on_recompile_limit_hit = GRAPHS, True  # else it goes on without, unsaid
-            model.compile_stages()
-        return model
-
-    def run(self, after_step: Callable[[], None] = lambda: None) -> None:
-        """Updates until the budget is spent. ``after_step`` is called after each one, when its report has been made."""
-        plan = self.recipe.train
-        while not self._spent():
-            began = time.perf_counter()
-            self._update()
-            last = self._spent_after(time.perf_counter() - began)
-            if self.step % plan.log_every == 0 or self.step == 1 or last:
-                self._check_finite()
-                self.seconds += time.perf_counter() - began
-                self._report(self._evaluated(last))
-            else:
-                self.seconds += time.perf_counter() - began
-            after_step()
-
-    def _spent(self) -> bool:
-        return self._spent_after(0.0)
-
-    def _spent_after(self, more: float) -> bool:
-        if self.total is not None:
-            return self.step >= self.total
-        return self.seconds + more >= self.recipe.train.seconds
-
-    def expected_steps(self) -> int:
-        """The number of updates of the whole run; with a budget in seconds, the estimate at this moment."""
-        if self.total is not None:
-            return self.total
-        share = self.seconds / self.recipe.train.seconds
-        return max(self.step + 1, round(self.step / share)) if share > 0 and self.step else UNKNOWN
-
-    def _update(self) -> None:
-        """One update: micro-batches, clipping, optimizers, averages, and what the blocks do after a step."""
-        recipe, step = self.recipe, self.step + 1
-        self.model.train()
-        nll, stats = with_less(self, lambda: self._gradients(step))
-        if recipe.train.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.train.clip)
-        total = self.expected_steps()
-        scale = self.schedule.scale(step, total)
-        for optimizer in self.optimizers.values():
-            optimizer.step(scale, step)
-        self.model.zero_grad(set_to_none=True)
-        self.model.after_step(stats)
-        self.average.update(self.model, step, total, scale)
-        self.losses.append(nll)
-        self.step, self.scale, self.stats = step, scale, stats
-
-    def _gradients(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The gradients of one update, into ``.grad``.
-
-        Returns:
-            the mean loss, a scalar, and what the blocks report, summed.
-        """
-        stats: dict[str, Tensor] = {}
-        nll = torch.zeros((), device=self.device)
-        self.model.zero_grad(set_to_none=True)
-        for micro in range(self.accumulate):
-            out = self._forward(step, micro)
-            mean = out.nll.mean() * self.batches.scale(step)
-            loss = sum(out.losses.values(), mean) / self.accumulate
-            loss.backward()
-            nll += mean.detach().float() / self.accumulate
-            gather(stats, out.stats)
-        return nll, stats
-
-    def split(self, rows: int) -> None:
-        """Make micro-batches of ``rows`` rows, and as many more of them that an update sees the same tokens."""
-        self.accumulate = self.recipe.train.accumulate * self.recipe.train.batch // rows
-        self.rows = self.batches.rows = rows
-        self.batches.accumulate = self.accumulate
-
-    def peak_memory(self) -> int:
-        """Bytes, those of earlier parts of an interrupted run included."""
-        return max(self.memory.read(), self.earlier_peak)
-
-    def _forward(self, step: int, micro: int) -> Out:
-        taken = take(self.recipe, self.batches, step, micro)
-        put = [None if t is None else t.to(self.device, non_blocking=True) for t in taken]
-        noise = noise_key(self.recipe.train.seed, step, micro)
-        return self.model(put[0], put[1], segments=put[2], noise=noise)
-
-    def _check_finite(self) -> None:
-        """Raise Diverged at the first step since the last look whose loss is no number."""
-        recent = torch.stack(self.losses[self.checked :])
-        bad = (~recent.isfinite()).nonzero()
-        if len(bad):
-            raise Diverged(self.checked + int(bad[0]) + 1)
-        self.checked = len(self.losses)
-
-    def _evaluated(self, last: bool) -> Score | None:
-        every = self.recipe.train.evaluate_every
-        if last or every is None or self.step % every:
-            return None
-        n_tokens = self.recipe.evaluate.during_tokens
-        return without_compiler(self, lambda: score(self.model, self.recipe, self.prepared, n_tokens))
-
-    def _report(self, score: Score | None) -> None:
-        every = self.recipe.train.log_every
-        recent = self.losses[-((self.step - 1) % every + 1) :]
-        tokens = self.step * tokens_per_step(self.recipe)
-        progress = Progress(
-            step=self.step,
-            total=self.expected_steps(),
-            loss=float(torch.stack(recent).double().mean()),
-            lr=self.learning_rates()[0] * self.scale,
-            tokens=tokens,
-            tokens_per_second=tokens / self.seconds,
-            elapsed=self.seconds,
-            memory=self.peak_memory(),
-            valid_bpb=None if score is None else score.bits_per_byte,
-        )
-        with writing(Path(getattr(self.log, "name", "log"))):
-            line = {k: v for k, v in progress._asdict().items() if v is not None} | loads(self.stats)
-            self.log.write(json.dumps(line) + "\n")
-            self.log.flush()
-        self.watch(progress)
-        self.told = progress
-
-    def scoring(self, what: str) -> None:
-        """Tell the watcher how far scoring is."""
-        if self.told is not None:
-            self.watch(self.told._replace(scoring=what))
-
-    def learning_rates(self) -> list[float]:
-        """The base rates by role, that of matrices first."""
-        order = sorted(self.optimizers, key=lambda role: role is not Role.MATRIX)
-        return [self.optimizers[role].config.lr for role in order]
-
-    def save(self, folder: Path) -> None:
-        """The weights that were scored, and nothing else."""
-        from zoo.checkpoint import save
-
-        save(folder, self.step, dict(self.model.state_dict()), {"step": self.step})
+def _loop(recipe: Recipe, prepared: Prepared, watch: Watch, log: TextIO, signals: Signals, world: World) -> Loop:
+    """The loop, in a process that is made ready for it."""
+    settled = recipe.machine
+    if settled.ranks != world.size:
+        why = f"processes were to train together; with torchrun --nproc_per_node {settled.ranks} they would"
+        raise ConfigError(why, "machine.ranks", settled.ranks)
+    check_ranks(recipe)
+    torch.set_num_threads(machine.settle_threads(settled.threads))
+    if machine.settle_device(settled.device) == "cpu":
+        machine.keep_freed_memory()
+    return Loop(recipe, prepared, watch, log, signals, world)
 
 
-def gather(total: dict[str, Tensor], new: dict[str, Tensor]) -> None:
-    """Add one micro-batch's stats to the step's: figures are summed by name."""
-    for name, value in new.items():
-        total[name] = total[name] + value if name in total else value
+def _run(loop: Loop, folder: Path | None) -> None:
+    """From the newest checkpoint in ``folder``, which only the first process has, to the end."""
+    with loop.world.in_step(Diverged, Stopped, ConfigError):
+        keeper = Keeper(loop, folder)
+        keeper.restore()
+        loop.run(keeper.after_step)

@@ -144,7 +144,11 @@ class Bus:
         return buffer.narrow(dim, 0, offset + new)
 
     def noise(self, name: str, shape: Sequence[int]) -> Tensor:
-        """Uniform fp32 in [0, 1), a pure function of (seed, step, micro-step, layer, this block's path, name)."""
+        """Uniform fp32 in [0, 1), a pure function of (seed, step, micro-step, layer, this block's path, name).
+
+        The first dimension of ``shape`` runs over the rows of the call, or over their tokens row by row: processes that share
+        the rows of a batch then draw what one process would have drawn for them.
+        """
         key = self._key(name)
         if key in self._drawn:
             raise ConfigError(f"noise {key!r} drawn twice in one call: the two draws would be equal")
@@ -159,8 +163,9 @@ class Bus:
         for n in shape:
             size *= n
         base = self._inbox[NOISE]
+        first = mix(base ^ salt) + (base >> 32) * size  # what the shares before this one draw comes first
         count = torch.arange(size, dtype=torch.int32, device=base.device)
-        bits = mix32(count + mix(base ^ salt).to(torch.int32))
+        bits = mix32(count + (first & 0xFFFFFFFF).to(torch.int32))
         return bits.bitwise_right_shift_(8).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24).view(*shape)
 
     def close(self) -> tuple[dict[Wire, Tensor], Report, dict[str, Tensor]]:
@@ -200,9 +205,17 @@ def mix32(x: Tensor) -> Tensor:
     return x ^ ((x >> 16) & 0xFFFF)
 
 
-def noise_key(seed: int, step: int = 0, micro_step: int = 0) -> Tensor:
-    """The key from which every draw of one micro-step follows. An int64 scalar."""
+def noise_key(seed: int, step: int = 0, micro_step: int = 0, share: int = 0) -> Tensor:
+    """The key from which every draw of one micro-step follows. An int64 scalar.
+
+    ``share``, in its upper half, is the number of the share of the micro-batch's rows that is computed, from 0.
+    """
     key = torch.tensor(seed)
     for part in (step, micro_step):
         key = mix(mix(key) + part)
-    return key
+    return key | share << 32
+
+
+def stage_key(key: Tensor, index: int) -> Tensor:
+    """The key of stage number ``index`` for the same share of the rows."""
+    return mix(mix(key) + index) | (key >> 32 << 32)

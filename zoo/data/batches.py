@@ -33,6 +33,7 @@ class Batches:
         packing: "stream" takes windows side by side, across documents; "documents" lets no row begin or end inside a
             document that fits into one: the rest of a row is filled up with bos and targets that are not scored.
         groups: of a mixture: stretches that are drawn from by weight, each with epochs of its own; none: all is one.
+        share: (k, n): give only the k-th (from 0) of n equal shares of the rows of every micro-batch.
 
     Raises:
         ConfigError: fewer tokens than one row.
@@ -49,10 +50,11 @@ class Batches:
         accumulate: int = 1,
         packing: Literal["stream", "documents"] = "stream",
         groups: tuple[Group, ...] = (),
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.tokens, self.context, self.rows, self.seed = tokens, context, rows, seed
         self.bos, self.document_mask, self.accumulate = bos, document_mask, accumulate
-        self.packing, stretches = packing, groups or (Group(0, len(tokens), 1.0),)
+        self.packing, stretches, self.share = packing, groups or (Group(0, len(tokens), 1.0),), share
         self.parts = [self._part(group) for group in stretches]
         self.windows = sum(part.count for part in self.parts)  # per epoch
         self._draw = Draw(tuple(group.weight for group in stretches), seed) if groups else None
@@ -71,7 +73,7 @@ class Batches:
         return part
 
     def batch(self, step: int, micro: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Inputs, targets and document numbers, each (B, T) int64 on the CPU, of one micro-batch.
+        """Inputs, targets and document numbers, each (B, T) int64 on the CPU, of one micro-batch or this share of it.
 
         Args:
             step: number of the update, from 1.
@@ -79,7 +81,8 @@ class Batches:
         """
         import torch  # here, since processes that only encode text need none
 
-        places = self._places(step, micro)
+        part, parts = self.share
+        places = np.array_split(self._places(step, micro), parts)[part]
         index = places[:, :1] + np.arange(self.context + 1)  # (B, T + 1)
         rows = self.tokens[np.minimum(index, len(self.tokens) - 1)].astype(np.int64)
         inputs, targets = (torch.from_numpy(t.copy()) for t in (rows[:, :-1], rows[:, 1:]))

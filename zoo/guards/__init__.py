@@ -25,9 +25,9 @@ from zoo.guards import probes, scores, text
 from zoo.guards.bench import Bench, Precision, cut, exact, whole
 from zoo.guards.flags import judged
 from zoo.guards.probes import Leak
+from zoo.loop import Loop
 from zoo.recipe import Recipe
 from zoo.resolve import all_parts
-from zoo.train import Loop
 
 if TYPE_CHECKING:
     from zoo.data.prepare import Prepared

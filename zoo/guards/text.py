@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from zoo.budget import batches_of, take, total_steps
 from zoo.data.batches import segments
 from zoo.data.cache import default_cache, entry
 from zoo.guards.probes import Leak
 from zoo.recipe import Recipe
-from zoo.train import batches_of, take, total_steps
 
 if TYPE_CHECKING:
     from zoo.data.prepare import Prepared

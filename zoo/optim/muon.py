@@ -96,7 +96,8 @@ class Muon(Optimizer, kind="muon"):
         parameters = [s.parameter for s in chunk]
         directions = self._directions(chunk, momentum)
         stack = _stack(chunk, directions, ns_dtype(cfg.ns_dtype, parameters[0]))  # (n, r, c), r <= c
-        pieces = _pieces(chunk, newton_schulz(stack, cfg.ns_steps, cfg.coefficients))
+        stack = self.world.shared_out(lambda part: newton_schulz(part, cfg.ns_steps, cfg.coefficients), stack)
+        pieces = _pieces(chunk, stack)
         if cfg.weight_decay:
             torch._foreach_mul_(parameters, 1.0 - lr * cfg.weight_decay)
         for tall in (False, True):

@@ -9,14 +9,18 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from zoo.core.part import Part, PartConfig
+from zoo.parallel import ALONE, World
 
 
 class Optimizer(Part, slot="optimizer"):
     """Moves the parameters of one role. Built with their (full name, parameter) pairs.
 
     ``step(scale, step)`` makes update number ``step`` (from 1) at ``lr * scale``, from the gradients in ``.grad`` (a None
-    gradient means: leave that parameter alone).
+    gradient means: leave that parameter alone). The processes of ``world`` have the same gradients and must come to the same
+    bits; what is slow they may share out.
     """
+
+    world: World = ALONE
 
     class Config(PartConfig):
         """Knobs that survive a swap of optimizer, except that rates rarely mean the same: see ``notes``."""

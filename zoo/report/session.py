@@ -12,6 +12,7 @@ from rich.console import Console
 from zoo import plugins
 from zoo.api import pick, with_its_vocabulary
 from zoo.core.part import ConfigError
+from zoo.data.cache import default_cache
 from zoo.files import read
 from zoo.recipe import dumps
 from zoo.report import table
@@ -27,18 +28,26 @@ from zoo.report.units import bytes_of, flops, scaled
 from zoo.trials.check import check, locate, memory, outline
 from zoo.trials.cluster import ClusterCrew, check_executor
 from zoo.trials.grid import Grid, plan
-from zoo.trials.places import Execution, Limits, places_for
+from zoo.trials.places import Execution, Limits, places_for, that_fit, to_choose
+from zoo.trials.ranks import Together, check_size, only_together
 from zoo.trials.run import Outcome, Ready, data_key, make_ready, run, stored, with_known_vocabularies
+from zoo.trials.sharing import MOST, Sharing
 from zoo.trials.stages import beyond_plan, check_stages, staged, stopped
 from zoo.trials.store import RESULT, Store, slug, write_whole
 from zoo.trials.workers import Crew
 
 
 def open_grid(
-    recipe: Path, profile: str | None, sets: Sequence[str], seeds: int | None, device: str | None, console: Console
+    recipe: Path,
+    profile: str | None,
+    sets: Sequence[str],
+    seeds: int | None,
+    device: str | None,
+    console: Console,
+    ranks: int = 1,
 ) -> Grid:
     """Read a recipe and say what was decided on the user's behalf."""
-    grid = plan(recipe, profile, sets, seeds, device)
+    grid = plan(recipe, profile, sets, seeds, device, ranks=ranks)
     check_stages(grid)
     for line in grid.said:
         _say(console, line)
@@ -135,19 +144,28 @@ def run_grid(
     return all(outcome.result.status == "done" for outcome in outcomes)
 
 
-def _crew(grid: Grid, wanted: Sequence[Arm], how: Execution) -> AbstractContextManager[Crew | ClusterCrew | None]:
+def _crew(
+    grid: Grid, wanted: Sequence[Arm], how: Execution
+) -> AbstractContextManager[Crew | ClusterCrew | Together | None]:
     """The processes that train, not started yet; None where trials run in this one."""
     check_executor(how)
+    check_size([arm.recipe for arm in wanted], how.world.size)
+    if how.world.size > 1:
+        only_together(how)
+        return Together(grid.folder, how.world)
     if how.executor == "ray":
         return ClusterCrew(grid.folder, [arm.recipe for arm in wanted], how.address, how.per_device, how.limits)
     if how.workers == 0:
         if how.limits != Limits():
             raise ConfigError("--workers 0: a trial in this process cannot be given up; limits need worker processes")
         return nullcontext()
-    places = places_for(
-        [arm.recipe for arm in wanted], len(wanted) * len(grid.seeds), how.workers, how.devices, how.per_device
-    )
-    return Crew(grid.folder, places, how.limits)
+    recipes, n_trials = [arm.recipe for arm in wanted], len(wanted) * len(grid.seeds)
+    places = places_for(recipes, n_trials, how.workers, how.devices, how.per_device)
+    sharing = None
+    if to_choose(recipes, how) and n_trials > len(places):
+        most = that_fit(recipes) if recipes[0].machine.device == "cpu" else MOST
+        sharing = Sharing(grid.folder, most, default_cache())
+    return Crew(grid.folder, places, how.limits, sharing)
 
 
 def _with_earlier(

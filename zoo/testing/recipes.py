@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError, Part
 from zoo.core.slots import Site
+from zoo.loop import build_optimizers
 from zoo.model import Model, ModelConfig
 from zoo.optim.slots import Average, Optimizer, Schedule
 from zoo.recipe import Recipe
@@ -19,7 +20,6 @@ from zoo.resolve import all_parts
 from zoo.scoring.slots import Scorer
 from zoo.testing.hosts import SITE
 from zoo.testing.values import Table, random_model, random_part
-from zoo.train import build_optimizers
 
 STEPS = (2, 5, 20)
 

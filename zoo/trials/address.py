@@ -37,7 +37,9 @@ def address(recipe: Recipe, data: str, folder: Path) -> str:
     table = {name: value for name, value in tabulate(recipe).items() if name not in NAMES}
     table["train"] = {name: value for name, value in table["train"].items() if name not in WHEN_KEPT}
     table["machine"] = {**table["machine"], "device": recipe.machine.device.partition(":")[0]}
-    if not recipe.evaluate.also:  # changes nothing, so that it is as if the knob did not exist
+    if recipe.machine.ranks == 1:
+        table["machine"].pop("ranks")
+    if not recipe.evaluate.also:  # like one rank it changes nothing, so that it is as if the knob did not exist
         table["evaluate"].pop("also")
     guests = sorted(plugins.load(folder / plugin) for plugin in recipe.plugins)
     text = json.dumps([table, data, guests], sort_keys=True)

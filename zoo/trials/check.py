@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from zoo.budget import check_schedule, tokens_per_step, total_steps
+from zoo.budget import check_ranks, check_schedule, tokens_per_step, total_steps
 from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
 from zoo.core.tables import tabulate
 from zoo.cost import Cost, cost_of, saved_bytes
+from zoo.loop import build_optimizers
 from zoo.recipe import Recipe
 from zoo.resolve import blame
-from zoo.train import build_optimizers
 from zoo.trials.build import meta_model
 from zoo.trials.grid import Arm, Grid
 
@@ -87,6 +87,7 @@ def forecast(recipe: Recipe) -> Forecast:
     """
     model = meta_model(recipe)
     steps = total_steps(recipe)
+    check_ranks(recipe)
     check_schedule(recipe)
     try:
         if recipe.codec is not None:
@@ -112,4 +113,4 @@ def memory(recipe: Recipe) -> int:
         total += optimizer.bytes_per_parameter() * sum(p.numel() for _, p in optimizer.named)
     average = recipe.average.build(model)
     total += sum(t.numel() * t.element_size() for t in (average.weights() or {}).values())
-    return int(total + saved_bytes(model, recipe.train.batch))
+    return int(total + saved_bytes(model, recipe.train.batch // recipe.machine.ranks))

@@ -26,7 +26,7 @@ from zoo.core.part import ConfigError, nearest
 from zoo.recipe import Recipe, dumps
 from zoo.result import Progress, Result
 from zoo.trials.address import code_hash
-from zoo.trials.places import Execution, Limits, Place
+from zoo.trials.places import AUTO, Execution, Limits, Place
 from zoo.trials.post import Post
 from zoo.trials.serving import Job
 from zoo.trials.store import Store
@@ -118,6 +118,7 @@ class ClusterCrew:
         limits: Limits = Limits(),
     ) -> None:
         self.folder, self.recipes, self.address = folder.absolute(), list(recipes), address
+        self.sharing = None  # a cluster is told how many trials share a GPU
         self.per_device, self.limits = per_device, limits
         self.posts: list[Posted] = []
         self.places: list[Place] = []
@@ -287,6 +288,8 @@ def check_executor(how: Execution) -> None:
         raise ConfigError(f"--executor {how.executor}: unknown executor, {nearest(how.executor, EXECUTORS)}")
     if how.executor == "local" and how.address is not None:
         raise ConfigError(f"--address {how.address}: only --executor ray has a cluster")
+    if how.executor == "ray" and how.per_device == AUTO:
+        raise ConfigError("--per-device auto: with --executor ray say a number; only this machine can be measured")
     for option, value in (("--workers", how.workers), ("--devices", how.devices)):
         if how.executor == "ray" and value is not None:
             raise ConfigError(f"{option} {value}: with --executor ray the machines of the cluster say how many at once")

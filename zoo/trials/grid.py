@@ -15,6 +15,7 @@ from zoo import machine
 from zoo.core.part import ConfigError, nearest
 from zoo.core.tables import nested, tabulate
 from zoo.files import Choice, Patch, choose, parse_set, read
+from zoo.parallel import local_size
 from zoo.recipe import Recipe
 from zoo.resolve import resolve
 from zoo.trials import match as matching
@@ -73,6 +74,7 @@ def plan(
     seeds: int | None = None,
     device: str | None = None,
     widths: Literal["matched", "as_written"] = "matched",
+    ranks: int = 1,
 ) -> Grid:
     """Read a recipe and resolve every arm of its grid.
 
@@ -83,6 +85,7 @@ def plan(
         seeds: how many, instead of what the grid says.
         device: instead of what the recipe says.
         widths: whether ``grid.match`` is obeyed.
+        ranks: the processes that train each trial together, where the recipe does not say.
 
     Raises:
         ConfigError: anything in the files, the grid or one of its arms that cannot be.
@@ -91,7 +94,7 @@ def plan(
     settled = _settle_device(book.patches, sets, device)
     choice = choose(book, profile, sets, settled)
     study = study_of(choice.grid)
-    recipe = _settle(resolve((*_below(choice), *study.start)), settled)
+    recipe = _settle(resolve((*_below(choice), *study.start)), settled, ranks)
     numbers = _seeds(choice.grid, seeds, recipe.train.seed)
     if len(numbers) != len(set(numbers)):
         raise ConfigError(f"{choice.grid.origin}: grid.seeds = {list(numbers)}: each seed once")
@@ -156,7 +159,7 @@ def arms_of(
 def _resolve(grid: Grid, draft: Draft) -> Recipe:
     try:
         recipe = resolve((*grid.patches, *draft.patches, Patch("", {"variant": draft.name})))
-        return _settle(recipe, grid.recipe.machine.device)
+        return _settle(recipe, grid.recipe.machine.device, grid.recipe.machine.ranks)
     except ConfigError as fault:
         said = str(fault)
         raise ConfigError(said if f"variant {draft.name!r}" in said else f"variant {draft.name!r} of {said}") from None
@@ -211,10 +214,12 @@ def _add(arms: list[Arm], arm: Arm) -> None:
         arms[twin] = arms[twin]._replace(also=(*arms[twin].also, arm.name))
 
 
-def _settle(recipe: Recipe, device: str) -> Recipe:
+def _settle(recipe: Recipe, device: str, ranks: int) -> Recipe:
     """The recipe with its machine decided, so that nothing which changes bits lies outside it."""
-    dtype, threads = machine.settle_dtype(recipe.machine.dtype, device), machine.settle_threads(recipe.machine.threads)
-    settled = recipe.machine.model_copy(update={"device": device, "dtype": dtype, "threads": threads})
+    asked = recipe.machine
+    threads = asked.threads or max(1, machine.settle_threads(0) // local_size())
+    found = {"device": device, "dtype": machine.settle_dtype(asked.dtype, device), "threads": threads}
+    settled = asked.model_copy(update={**found, "ranks": ranks if asked.ranks == 1 else asked.ranks})
     return recipe.model_copy(update={"machine": settled})
 
 

@@ -8,8 +8,11 @@ from typing import NamedTuple, TypeVar
 
 from zoo import machine
 from zoo.core.part import ConfigError
+from zoo.parallel import ALONE, World
 from zoo.recipe import Recipe
 from zoo.trials.check import Forecast
+
+AUTO = "auto"
 
 
 class Place(NamedTuple):
@@ -31,10 +34,11 @@ class Execution(NamedTuple):
 
     workers: int | None = None  # processes; 0: none, trials run one after the other in this one
     devices: str | None = None
-    per_device: int | None = None
+    per_device: int | str | None = None  # a number, or AUTO; None: AUTO on GPUs
     limits: Limits = Limits()
     executor: str = "local"  # or ray
     address: str | None = None  # of a Ray cluster
+    world: World = ALONE  # the processes that torchrun has started, which train every trial together
 
 
 def places_for(
@@ -42,7 +46,7 @@ def places_for(
     n_trials: int,
     workers: int | None = None,
     devices: str | None = None,
-    per_device: int | None = None,
+    per_device: int | str | None = None,
 ) -> tuple[Place, ...]:
     """One place for each worker.
 
@@ -51,28 +55,49 @@ def places_for(
         n_trials: more places than trials are of no use.
         workers: how many; None: on a CPU as many as find the threads they ask for, elsewhere ``per_device`` or one.
         devices: numbers of GPUs, ``0,1``; None: the one that the recipe asks for.
-        per_device: workers on each GPU.
+        per_device: workers on each GPU; AUTO: one for now, until Sharing has chosen.
 
     Raises:
         ConfigError: GPUs that are not there, or asked for by a grid that trains elsewhere.
     """
     on_gpus = all(recipe.machine.device.startswith("cuda") for recipe in recipes)
     for option, value in (("--devices", devices), ("--per-device", per_device)):
-        if value is not None and not on_gpus:
+        if value not in (None, AUTO) and not on_gpus:
             device = next(r.machine.device for r in recipes if not r.machine.device.startswith("cuda"))
             raise ConfigError(f"{option} {value}: chooses among GPUs, but this grid trains on {device}")
         if value is not None and workers is not None:
             raise ConfigError(
                 f"{option} {value} and --workers {workers}: one or the other says how many trials at once"
             )
+    each = 1 if per_device in (None, AUTO) else int(per_device)
     if devices is not None:
-        found = [Place(gpu) for _ in range(per_device or 1) for gpu in _gpus(devices)]
+        found = [Place(gpu) for _ in range(each) for gpu in _gpus(devices)]
     else:
-        found = [Place()] * (workers or per_device or _that_fit(recipes))
+        found = [Place()] * (workers or (that_fit(recipes) if per_device is None else each))
     return tuple(found[: max(1, n_trials)])
 
 
-def _that_fit(recipes: Sequence[Recipe]) -> int:
+def to_choose(recipes: Sequence[Recipe], how: Execution) -> bool:
+    """Whether it is to be found out how many trials share each device: where it was asked for, and on GPUs by itself."""
+    on_gpus = all(recipe.machine.device.startswith("cuda") for recipe in recipes)
+    return how.per_device == AUTO or (on_gpus and how.per_device is None and how.workers is None)
+
+
+def per_device(word: str | None) -> int | str | None:
+    """What ``--per-device`` says.
+
+    Raises:
+        ConfigError: neither a number from 1 on nor ``auto``.
+    """
+    if word is None or word == AUTO:
+        return word
+    if not word.isdecimal() or int(word) < 1:
+        raise ConfigError(f"--per-device {word}: must be a number of trials, 1 at least, or auto")
+    return int(word)
+
+
+def that_fit(recipes: Sequence[Recipe]) -> int:
+    """How many trials find their threads; elsewhere than on a CPU one."""
     if any(recipe.machine.device != "cpu" for recipe in recipes):
         return 1
     return max(1, machine.settle_threads(0) // max(recipe.machine.threads for recipe in recipes))

@@ -17,6 +17,7 @@ from zoo.checkpoint import Unwritable, writing
 from zoo.core.part import ConfigError
 from zoo.data.prepare import Prepared, prepare
 from zoo.judge import check_scorers
+from zoo.parallel import ALONE, Broken, World, in_words
 from zoo.recipe import Recipe
 from zoo.result import Progress, Result, Signals, notes
 from zoo.resume import Stopped
@@ -27,6 +28,7 @@ from zoo.trials.check import Forecast, check, locate
 from zoo.trials.cluster import ClusterCrew
 from zoo.trials.grid import Arm, Grid, trial_recipe
 from zoo.trials.places import longest_first
+from zoo.trials.ranks import Together
 from zoo.trials.store import Store
 from zoo.trials.vocabulary import GUESS, known_vocabulary, with_vocabulary
 from zoo.trials.workers import Crew
@@ -133,7 +135,12 @@ def text_of(recipe: Recipe, folder: Path, preparing: Callable[[str, float, str],
 
 
 def run(
-    ready: Ready, store: Store, folder: Path, view: View, refresh: bool = False, crew: Crew | ClusterCrew | None = None
+    ready: Ready,
+    store: Store,
+    folder: Path,
+    view: View,
+    refresh: bool = False,
+    crew: Crew | ClusterCrew | Together | None = None,
 ) -> Iterator[Outcome]:
     """Train what is not finished yet, and yield every outcome as it comes.
 
@@ -176,7 +183,7 @@ def _trained(
     store: Store,
     folder: Path,
     view: View,
-    crew: Crew | ClusterCrew | None,
+    crew: Crew | ClusterCrew | Together | None,
 ) -> Iterator[Outcome]:
     total = len(ready.trials)
     if crew is None:
@@ -185,7 +192,7 @@ def _trained(
             result = train_one(trial, ready.prepared[data_key(trial.recipe)], store, folder, view)
             yield Outcome(trial, result, True, False)
         return
-    if len(crew.places) > 1:
+    if len(crew.places) > 1 or crew.sharing is not None:
         todo = longest_first([(item, item[1].forecast, item[1].recipe.train.seconds) for item in todo])
     for trial, result, why in crew.train(todo, total, store, view):
         yield Outcome(trial, result or _lost(trial, ready, store, folder, why), True, False)
@@ -226,6 +233,7 @@ def train_one(
     view: Watcher,
     alive: Callable[[], None] = Signals().alive,
     stop: Callable[[], bool] = Signals().stop,
+    meet: Callable[[], World] = lambda: ALONE,
 ) -> Result:
     """Train one trial, from its newest checkpoint on, and store what it came to, whatever that is.
 
@@ -237,8 +245,10 @@ def train_one(
         view: told of its progress.
         alive: called before every batch.
         stop: asked after every step.
+        meet: called once it may train; gives the processes that train it.
 
     Raises:
+        Broken: these processes are out of step.
         Stopped: ``stop`` said so; the run has been kept as it is.
         Unwritable: the disk is full, or the store cannot be written; what has been kept stays.
     """
@@ -249,9 +259,9 @@ def train_one(
                 guards.inspect(trial.recipe, prepared, code_hash(trial.recipe))
             name = f"{trial.recipe.variant} seed {trial.recipe.train.seed}"
             signals = Signals(say=lambda line: view.say(f"    {name}: {line}"), alive=alive, stop=stop)
-            result = train(trial.recipe, prepared, draft.folder, partial(view.step, trial), signals)
+            result = train(trial.recipe, prepared, draft.folder, partial(view.step, trial), signals, meet())
             result = guards.judged(result, prepared, trial.guarded)
-        except (Unwritable, Stopped):
+        except (Unwritable, Stopped, Broken):
             raise  # no fault of this trial
         except guards.Refused as fault:
             result = _failed(trial, prepared, fault).model_copy(update={"status": "refused", "reason": str(fault)})
@@ -270,11 +280,10 @@ def train_one(
 
 def _failed(trial: Trial, prepared: Prepared, fault: Exception) -> Result:
     """The result of a trial that raised."""
-    reason = str(fault) if isinstance(fault, ConfigError) else f"{type(fault).__name__}: {fault}"
     cost = trial.forecast.cost
     return Result(
         status="failed",
-        reason=reason.strip().split("\n")[0],
+        reason=in_words(fault),
         name=trial.recipe.name,
         variant=trial.recipe.variant,
         seed=trial.recipe.train.seed,

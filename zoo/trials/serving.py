@@ -63,7 +63,7 @@ class Serving:
 
 def serve(pipe: Connection, folder: Path, place: Place, beats: Any) -> None:
     """What a worker does: trials from the pipe, progress and results into it, until the pipe closes."""
-    _end_with_parent()
+    end_with_parent()
     serving = Serving(pipe, beats)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, serving.ask)
@@ -114,7 +114,7 @@ def trial_of(job: Job, folder: Path, place: Place = Place()) -> Trial:
     return Trial(Arm(recipe.variant, recipe), recipe, job.forecast, job.address, job.guarded)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have this process end when its parent does, even if that was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:

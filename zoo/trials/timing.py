@@ -21,10 +21,10 @@ from zoo import machine
 from zoo.core.tables import tabulate
 from zoo.data.prepare import Prepared
 from zoo.judge import score
+from zoo.loop import Loop
 from zoo.optim.slots import Schedule
 from zoo.recipe import Recipe
 from zoo.result import Progress
-from zoo.train import Loop
 from zoo.trials.address import code_hash
 from zoo.trials.store import write_whole
 
@@ -120,13 +120,21 @@ class Timings:
         """Remember it."""
         self._keep("widths", f"{shape_of(baseline)}-{shape_of(recipe)}", found)
 
+    def sharing(self, recipe: Recipe, most: int) -> list[Any] | None:
+        """What was chosen when up to so many trials, this the largest, were to share a device."""
+        return self._read("sharing").get(f"{shape_of(recipe)}-{most}")
+
+    def keep_sharing(self, recipe: Recipe, most: int, found: list[Any]) -> None:
+        """Remember it."""
+        self._keep("sharing", f"{shape_of(recipe)}-{most}", found)
+
     def _read(self, section: str) -> dict[str, Any]:
         try:
             return json.loads(self.path.read_text(encoding="utf-8")).get(section, {})
         except (OSError, ValueError):
             return {}
 
-    def _keep(self, section: str, key: str, value: dict[str, Any]) -> None:
-        table = {name: self._read(name) for name in ("shapes", "widths")}
+    def _keep(self, section: str, key: str, value: Any) -> None:
+        table = {name: self._read(name) for name in ("shapes", "widths", "sharing")}
         table[section][key] = value
         write_whole(self.path, json.dumps(table, indent=1) + "\n")

@@ -26,6 +26,7 @@ from zoo.trials.store import Store
 
 if TYPE_CHECKING:
     from zoo.trials.run import Trial, View
+    from zoo.trials.sharing import Sharing
 
 GRACE = 15.0  # seconds in which workers that are asked to stop may finish a step and write a checkpoint
 Lost = tuple["Trial", Result | None, str]  # a trial with its result, or None and why there is none
@@ -40,7 +41,7 @@ class Worker:
         self.beats = context.RawValue("Q", 0)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, folder, place, self.beats), daemon=True)
-        with _interrupts_held_back():
+        with interrupts_held_back():
             self.process.start()
         theirs.close()
         self.trial: Trial | None = None
@@ -86,10 +87,13 @@ class Crew:
         folder: where relative paths of the recipe start from.
         places: one for each worker.
         limits: when a trial is given up.
+        sharing: chooses how many workers each of the places gets, once there are trials.
     """
 
-    def __init__(self, folder: Path, places: Sequence[Place], limits: Limits = Limits()) -> None:
-        self.folder, self.places, self.limits = folder, list(places), limits
+    def __init__(
+        self, folder: Path, places: Sequence[Place], limits: Limits = Limits(), sharing: Sharing | None = None
+    ) -> None:
+        self.folder, self.places, self.limits, self.sharing = folder, list(places), limits, sharing
         self.workers: list[Worker] = []
         self.before: Any = None  # what SIGTERM meant
 
@@ -141,6 +145,9 @@ class Crew:
             ConfigError: what keeps any trial from being trained: a full disk, a store that cannot be written.
         """
         waiting = list(trials)
+        if self.sharing is not None and waiting:
+            self.places = self.sharing.spread([trial for _, trial in waiting], self.places, view)
+            self.sharing = None
         while waiting or any(worker.trial for worker in self.workers):
             for worker in [w for w in self.workers if w.trial is None and not w.process.is_alive()]:
                 self._dismiss(worker)
@@ -205,7 +212,7 @@ def _death(code: int | None) -> str:
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
+def interrupts_held_back() -> Iterator[None]:
     """A process that is started inside never hears Ctrl-C: that is for its parent, which then stops its workers."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
