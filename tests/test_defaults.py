@@ -91,6 +91,7 @@ DEFAULTS = {
         "balance": "loss_free",
     },
     "stem.bigram_hash": {"n_buckets": 4096, "table_dim": 128, "scale": 0.05, "projection": "recipe"},
+    "stem.ngram_hash": {"orders": (2, 3, 4), "n_buckets": 4096, "table_dim": 128, "scale": 1.0, "dropout": 0.0},
     "stem.smear_gate": {"form": "convex", "start": "keep", "channels": 12},
     "stem.x0_mix": {},
     "layer.pre_norm": {"stem": (), "norm": "rms_norm", "attention": "gqa", "ffn": "swiglu", "branch_scale": "none"},

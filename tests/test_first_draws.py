@@ -152,6 +152,15 @@ FIRST_DRAWS = [
             "projection.weight": "matrix, Orthogonal(gain=0.5)",
         },
     ),
+    (
+        "stem.ngram_hash",
+        {"scale": 0.5},
+        {
+            "scale": "control, Constant(value=0.5)",
+            "table.weight": "embedding, Constant(value=0.0)",
+            "projection.weight": "matrix, input",
+        },
+    ),
     ("stem.smear_gate", {}, {"gate": "control, Constant(value=0.0)"}),
     (
         "stem.smear_gate",

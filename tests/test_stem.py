@@ -16,13 +16,21 @@ from zoo.blocks.bigram_hash import bucket
 from zoo.core.params import Init, Role, initialise, roles
 from zoo.core.part import ConfigError
 from zoo.core.slots import Site, Stem
-from zoo.core.wires import SEGMENTS, TOKENS, X0, Bus
+from zoo.core.wires import NOISE, SEGMENTS, TOKENS, X0, Bus, noise_key
 from zoo.model import Model, ModelConfig
 
 DIM, VOCAB = 16, 40
 BIGRAM = {"kind": "bigram_hash", "n_buckets": 97, "table_dim": 8}
+NGRAM = {"kind": "ngram_hash", "orders": (2, 4), "n_buckets": 97, "table_dim": 8}
 CONVEX, HALVED, ADDITIVE = ({"kind": "smear_gate", **k} for k in ({}, {"start": "halve"}, {"form": "additive"}))
-PIECES = {"bigram": BIGRAM, "convex": CONVEX, "halved": HALVED, "additive": ADDITIVE, "x0": {"kind": "x0_mix"}}
+PIECES = {
+    "bigram": BIGRAM,
+    "ngram": NGRAM,
+    "convex": CONVEX,
+    "halved": HALVED,
+    "additive": ADDITIVE,
+    "x0": {"kind": "x0_mix"},
+}
 
 
 def build(table: dict[str, Any], dim: int = DIM) -> Stem:
@@ -119,6 +127,74 @@ def test_bigram_parameters():
     }
 
 
+# --- n-gram hash ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("segments", [None, DOCUMENTS])
+def test_ngrams_equal_a_loop_over_tokens(segments: Tensor | None):
+    block, tokens, x = build(NGRAM), some_tokens(2, 9), stream(2, 9, DIM)
+    y = block(x, inbox(tokens, segments))
+    for b in range(2):
+        for t in range(9):
+            found = torch.zeros(8, dtype=torch.float64)
+            for i, n in enumerate((2, 4)):
+                start = t - n + 1
+                whole = start >= 0 and (segments is None or segments[b, start] == segments[b, t])
+                key = 0
+                for place in range(t, start - 1, -1) if whole else ():
+                    key = (key * 1_000_003 + int(tokens[b, place]) + 1) % (2**31 - 1)
+                found += block.table.weight[97 * i + (key % 96 if whole else 96)]
+            expected = x[b, t] + block.scale * (block.projection.weight @ found)
+            torch.testing.assert_close(y[b, t], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_ngrams_do_nothing_at_first_and_their_tables_learn_at_once():
+    block, x = drawn(NGRAM), stream(2, 9, DIM)
+    y = block(x, inbox(some_tokens(2, 9)))
+    assert torch.equal(y, x)
+    y.square().sum().backward()
+    assert all(table.abs().max() > 0 for table in block.table.weight.grad.split(97))
+
+
+def test_different_ngrams_of_an_alphabet_rarely_meet_in_a_row():
+    block = Stem.parse({"kind": "ngram_hash", "orders": (3,), "n_buckets": 2**20 + 1}).build(Site(DIM))
+    letters = torch.arange(65)
+    grams = torch.cartesian_prod(letters[:40], letters[:40], letters[:40])  # (64,000, 3)
+    ((key, _),) = block._grams(grams, Bus())
+    rows = len(torch.unique(key[:, -1] % 2**20))
+    assert rows > 0.96 * len(grams)  # 64,000 balls into 1,048,576 boxes at random hit 62,096 of them, 0.970
+
+
+def test_ngrams_are_left_out_while_training_only_and_make_up_for_it():
+    dropping = build(NGRAM | {"dropout": 0.25})
+    tokens, x = some_tokens(40, 60), torch.zeros(40, 60, DIM, dtype=torch.float64)
+    noisy = Bus({TOKENS: tokens, NOISE: noise_key(0, 1)})
+    with torch.no_grad():
+        dropping.table.weight.fill_(1.0)
+        torch.testing.assert_close(dropping.eval()(x, inbox(tokens)), build_like(dropping)(x, inbox(tokens)))
+        whole, y = dropping(x, inbox(tokens)), dropping.train()(x, noisy)
+    shares = (y / whole)[..., 0]  # of two n-grams none, one or both are there, each 4/3 as strong
+    assert shares.unique().round(decimals=6).unique().tolist() == pytest.approx([0, 2 / 3, 4 / 3], abs=1e-5)
+    assert shares.mean().item() == pytest.approx(1.0, abs=0.03)  # 4,800 draws: 0.008
+
+
+def build_like(block: Stem) -> Stem:
+    """The same weights without dropout."""
+    twin = build(NGRAM)
+    twin.load_state_dict(block.state_dict())
+    return twin
+
+
+def test_ngram_parameters():
+    block = Stem.parse("ngram_hash").build(Site(512))
+    assert {name: p.numel() for name, p in block.named_parameters()} == {
+        "scale": 1,
+        "table.weight": 3 * 4096 * 128,
+        "projection.weight": 65_536,
+    }
+    assert set(roles(block).values()) == {Role.CONTROL, Role.EMBEDDING, Role.MATRIX}
+
+
 # --- smear gate -------------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +246,7 @@ def test_additive_smear_starts_as_the_identity_and_its_gate_waits_for_the_scale(
 
 
 def test_smear_parameters():
-    counts = {n: sum(p.numel() for p in build(t, 512).parameters()) for n, t in PIECES.items() if n != "bigram"}
+    counts = {n: sum(p.numel() for p in build(t, 512).parameters()) for n, t in PIECES.items() if "gram" not in n}
     assert counts == {"convex": 512, "halved": 512, "additive": 13, "x0": 1024}
     assert set(roles(build(ADDITIVE)).values()) == set(roles(build(CONVEX)).values()) == {Role.CONTROL}
 
