@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recipes import write
-from zoo.budget import total_steps
+from zoo.budget import take, total_steps
 from zoo.core.part import ConfigError
 from zoo.judge import averaged, result_of, score
 from zoo.loop import Loop
@@ -102,3 +102,35 @@ def test_a_budget_in_seconds_stores_its_steps(tmp_path: Path) -> None:
     result = result_of(loop, "done", "", score(loop.model, loop.recipe, loop.prepared, None))
     assert result.steps == loop.step >= 1
     assert result.seconds >= 0.5
+
+
+def test_rows_are_cut_short_at_first_and_hold_the_same_tokens(tmp_path: Path) -> None:
+    whole = loop_of(tmp_path)
+    cut = loop_of(tmp_path, "train.short_context=4", "train.short_share=0.5")
+    seen = []
+    cut.model.register_forward_pre_hook(lambda model, given: seen.append(given))
+    cut.run()
+    assert [len(inputs[0]) for inputs, _ in seen] == [4, 4, 4, 16, 16, 16]
+    for step, (inputs, targets) in enumerate(seen, start=1):
+        full, wanted, _ = whole.batches.batch(step, 0)
+        assert torch.equal(inputs.flatten(), full.flatten()) and torch.equal(targets.flatten(), wanted.flatten())
+
+
+def test_short_rows_know_their_documents(tmp_path: Path) -> None:
+    loop = loop_of(tmp_path, "train.short_context=8", "data.document_mask=segments")
+    inputs, _, segments = take(loop.recipe, loop.batches, 1, 0, total=6)
+    _, _, whole = loop.batches.batch(1, 0)
+    assert inputs.shape == segments.shape == (8, 8) and torch.equal(segments.flatten(), whole.flatten())
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["train.short_context=5"], r"train\.short_context = 5.*does not divide model\.context = 16"),
+        (["train.short_context=8", "data.packing=documents"], r"train\.short_context = 8.*cuts documents"),
+        (["train.short_context=8", "train.short_share=1.0"], r"train\.short_share = 1\.0"),
+    ],
+)
+def test_rows_that_cannot_be_cut_are_refused(tmp_path: Path, sets: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        loop_of(tmp_path, *sets)

@@ -92,7 +92,16 @@ def batches_of(recipe: Recipe, prepared: Prepared, share: tuple[int, int] = (0, 
     )
 
 
-def take(recipe: Recipe, batches: Batches, step: int, micro: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Inputs, targets and document numbers (B, T) of one micro-batch, as the loop gives them to the model."""
+def take(
+    recipe: Recipe, batches: Batches, step: int, micro: int, total: int = UNKNOWN
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inputs, targets and document numbers (B, T) of one micro-batch, as the loop gives them to the model.
+
+    The first updates of a run of ``total`` may see each row in pieces: the same tokens, with less before each of them.
+    """
     inputs, targets, segments = batches.batch(step, micro)
-    return inputs, inputs if recipe.train.targets == "unshifted" else targets, segments
+    targets = inputs if recipe.train.targets == "unshifted" else targets
+    short = recipe.train.short_context
+    if short is None or step > recipe.train.short_share * total:
+        return inputs, targets, segments
+    return inputs.view(-1, short), targets.view(-1, short), None if segments is None else segments.view(-1, short)

@@ -216,7 +216,7 @@ class Loop:
         return max(self.memory.read(), self.earlier_peak)
 
     def _forward(self, step: int, micro: int) -> Out:
-        taken = take(self.recipe, self.batches, step, micro)
+        taken = take(self.recipe, self.batches, step, micro, self.expected_steps())
         put = [None if t is None else t.to(self.device, non_blocking=True) for t in taken]
         noise = noise_key(self.recipe.train.seed, step, micro, self.world.rank)
         return self.model(put[0], put[1], segments=put[2], noise=noise)

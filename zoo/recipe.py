@@ -42,6 +42,8 @@ class TrainConfig(Knobs):
     seconds: PositiveFloat | None = None
     batch: PositiveInt = 8  # rows of model.context tokens in one micro-batch
     accumulate: PositiveInt = 1  # micro-batches per step
+    short_context: PositiveInt | None = None  # at first rows are cut into pieces of this many tokens; None: never
+    short_share: float = Field(0.5, gt=0, lt=1)  # of the run's updates: how long that lasts
     clip: PositiveFloat | None = 1.0  # largest global gradient norm; None: not clipped
     targets: Literal["next", "unshifted"] = (
         "next"  # "unshifted" shows what that fault looks like; it wants as_published = true
@@ -117,6 +119,17 @@ class Recipe(Knobs):
     machine: MachineConfig = Field(default_factory=MachineConfig)
     card: CardConfig = Field(default_factory=CardConfig)
     track: tuple[Tracker.Config, ...] = Tracker.pick_all("auto")
+
+    @model_validator(mode="after")
+    def _rows_can_be_cut(self) -> Recipe:
+        short, context = self.train.short_context, self.model.context
+        if short is not None and context % short:
+            raise ConfigError(f"does not divide model.context = {context}", "train.short_context", short)
+        if short is not None and self.data.packing == "documents":
+            raise ConfigError(
+                'cuts documents, which data.packing = "documents" keeps whole', "train.short_context", short
+            )
+        return self
 
 
 def dumps(recipe: Recipe) -> str:
