@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import zoo.blocks  # noqa: F401  (the kinds register themselves)
-from zoo.core.activations import leaky_relu2
+from zoo.core.activations import leaky_relu2, relu2
 from zoo.core.params import Role, entries, roles
 from zoo.core.slots import FeedForward, Site
 from zoo.core.wires import Bus
@@ -155,3 +156,15 @@ def test_zero_output_matrix_gives_the_input_matrix_no_gradient():
     block(stream(1, 4, DIM), Bus()).sum().backward()
     assert block.up.weight.grad.abs().max() == 0
     assert block.down.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("slope", [0.5, 0.0, -1.0, -0.25, 2.0])
+def test_squared_relus_backward_is_that_of_their_formula(slope: float):
+    z = torch.linspace(-3, 3, 13, dtype=torch.float64).requires_grad_()
+    given = torch.arange(1.0, 14.0, dtype=torch.float64)
+    (wanted,) = torch.autograd.grad(F.leaky_relu(z, slope).square(), z, given)
+    (ours,) = torch.autograd.grad(leaky_relu2(z, slope), z, given)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-14)
+    if slope == 0.0:
+        (plain,) = torch.autograd.grad(relu2(z), z, given)
+        torch.testing.assert_close(plain, wanted, rtol=0, atol=1e-14)

@@ -71,3 +71,15 @@ def test_ln_scale_leaves_the_final_norm_and_acts_squared_on_a_squared_relu():
     for number, block in enumerate(model.layer, 1):
         plain, scaled = block.ffn(x, Bus()), block.ffn(block.ffn_norm(x), Bus())
         torch.testing.assert_close(scaled, plain / number, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("weight", ["scale", "unit_offset", "none"])
+def test_rms_norms_backward_is_that_of_its_formula(weight: str):
+    norm = randomise(Norm.parse({"kind": "rms_norm", "weight": weight, "eps": 0.01}).build(Site(DIM))).double()
+    x = stream(3, 5, DIM)
+    assert torch.autograd.gradcheck(norm, [x.detach()[:1, :2].requires_grad_()])
+    factor = 1.0 if norm.weight is None else norm.weight + norm.offset
+    given, leaves = stream(3, 5, DIM, seed=7).detach(), [x, *norm.parameters()]
+    wanted = torch.autograd.grad(x / (x.square().mean(-1, keepdim=True) + 0.01).sqrt() * factor, leaves, given)
+    for ours, theirs in zip(torch.autograd.grad(norm(x), leaves, given), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
+from zoo.core.normalise import rms_norm
 from zoo.core.params import Constant
 from zoo.core.slots import Norm, Site
 
@@ -33,11 +34,8 @@ class RMSNorm(Norm, kind="rms_norm"):
             self.inits = {"weight": Constant(1.0 - self.offset)}
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        if weight is not None and self.offset:
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            return (F.rms_norm(wide, x.shape[-1:], self.weight.to(wide.dtype) + self.offset, self.eps)).to(x.dtype)
-        return F.rms_norm(x, x.shape[-1:], weight, self.eps)
+        weight = self.weight + self.offset if self.offset else self.weight
+        return rms_norm(x, weight, self.eps)
 
 
 class LayerNorm(Norm, kind="layer_norm"):
