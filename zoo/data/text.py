@@ -30,6 +30,7 @@ class TextFiles(Source, kind="text"):
         valid_files: tuple[str, ...] = ()
         split: Literal["position", "documents"] = "position"
         valid_share: float = Field(0.1, gt=0, lt=1)
+        found_at: str | None = Field(None, description="where the files can be had, which is said when one is missing")
         separator: str | None = Field(
             None,
             description="regular expression at which files are cut into documents; what it matches is dropped, "
@@ -65,7 +66,7 @@ class TextFiles(Source, kind="text"):
 
     def fingerprint(self) -> str:
         if self._digest is None:
-            digest = hashlib.sha256(self.config.model_dump_json(exclude={"files", "valid_files"}).encode())
+            digest = hashlib.sha256(self.config.model_dump_json(exclude={"files", "valid_files", "found_at"}).encode())
             for knob in ("files", "valid_files"):
                 digest.update(knob.encode())
                 for path in self._files(knob):
@@ -92,7 +93,8 @@ class TextFiles(Source, kind="text"):
             )
             files = [self.base / name for name in names if (self.base / name).is_file()]
             if not files:
-                raise ConfigError(f"no such file ({self.base / where})", f"{knob}[{i}]", pattern)
+                known = f"; it can be had from {self.config.found_at}" if self.config.found_at else ""
+                raise ConfigError(f"no such file ({self.base / where}){known}", f"{knob}[{i}]", pattern)
             found.update(dict.fromkeys(files))
         return list(found)
 
