@@ -97,7 +97,7 @@ def next_tokens(recipe: Recipe, prepared: Prepared) -> None:
     for i in range(STEPS):
         step = i + 1 if i < STEPS // 2 else chance.randint(1, total)
         micro = chance.randrange(recipe.train.accumulate)
-        inputs, targets, documents = take(recipe, batches, min(step, total), micro)
+        inputs, targets, documents = take(recipe, batches, min(step, total), micro, total)
         chosen = chance.sample(range(len(inputs)), min(ROWS, len(inputs)))
         for row in chosen:
             _check_row(inputs[row], targets[row], prepared.train)
