@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from faults import planted
 from faulty_blocks import FAULTS
 from leaks_unread import LEAKS
@@ -153,9 +154,34 @@ def test_of_equal_layers_two_are_probed_at_every_place_and_all_at_some():
     few = on_the_bench(config)
     assert [layer.ffn.part.kind for layer in few.model.config.layers()] == ["swiglu", "swiglu", "relu2", "relu2"]
     assert bench.whole(config, few).layers() == config.layers()
-    assert (few.length, few.rows, few.model.config.vocab_size) == (64, 63, bench.VOCABULARY)
+    assert (few.length, few.n_cuts, few.model.config.vocab_size) == (64, 63, bench.VOCABULARY)
     few.stretch()
-    assert (few.length, few.rows) == (200, 2)
+    assert (few.length, few.n_cuts) == (200, bench.LONG)
+
+
+def test_places_are_dealt_until_each_has_been_asked():
+    few = on_the_bench(ModelConfig(vocab_size=53, context=64, dim=16, n_layers=1))
+    few.n_cuts = 24
+    asked = [few.cuts() for _ in range(3)]
+    assert all(cuts.shape == (6, 4) for cuts in asked)
+    places = [int(place) for cuts in asked for place in cuts.flatten()]
+    assert sorted(places[:63]) == list(range(1, 64))
+    assert few.cuts(0.25, 2).shape == (3, 2) and len(few.decks["all"]) == 63 - 9
+    few.length, few.decks = 2, {}
+    assert few.cuts().tolist() == [[1], [1]]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_one_forward_serves_several_gradients(recompute: bool):
+    few = on_the_bench(ModelConfig(vocab_size=53, context=16, dim=16, n_layers=2))
+    few.model.recompute = recompute
+    tokens = few.tokens(2)
+    outputs = [torch.arange(16) < cut for cut in torch.tensor([[[3], [9]], [[15], [1]]])]
+    few.generator.manual_seed(1)
+    together = few.gradients(tokens, True, outputs)
+    few.generator.manual_seed(1)
+    for one, own in zip(together, outputs, strict=True):
+        assert torch.equal(one, few.gradient(tokens, True, own)) and bool(((one > 0) == own).all())
 
 
 def test_a_model_too_large_for_the_machine_is_probed_by_its_structure():

@@ -283,6 +283,26 @@ def test_a_refusal_is_not_kept_for_other_processes(tmp_path: Path, monkeypatch: 
     guards.inspect(recipe, prepared, "code")
 
 
+def test_a_cache_that_takes_nothing_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, prepared = ready(tmp_path)
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "file" / "cache"))
+    probed: list[str] = []
+    monkeypatch.setattr(guards, "probe", lambda recipe, declared: probed.append(recipe.variant))
+    guards.inspect(recipe, prepared, "code")
+    assert len(probed) == 1
+
+    def leaks(recipe: Recipe, declared: set[str]) -> None:
+        raise guards.Leak("causal", "seen")
+
+    monkeypatch.setattr(guards, "_known", {})
+    monkeypatch.setattr(guards, "probe", leaks)
+    with pytest.raises(Refused, match="seen"):
+        guards.inspect(recipe, prepared, "code")
+    with pytest.raises(Refused, match="stand in the training text"):
+        guards.inspect(recipe, Prepared(**{**vars(prepared), "valid": prepared.train[: len(prepared.valid)]}), "code")
+
+
 # -- too good to be true ----------------------------------------------------------------------------------------------
 
 

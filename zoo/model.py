@@ -158,8 +158,7 @@ class Model(nn.Module):
         if self.embedding.weight.is_meta:
             self._check_shapes()
             return
-        with torch.device("meta"):
-            Model(config, stream, seed=None)
+        self._check_apart()
         if seed is not None:
             initialise(self, seed, config.init.build(), config.n_layers)
 
@@ -269,6 +268,11 @@ class Model(nn.Module):
                 if not writer and wire not in stage.writes:
                     raise ConfigError(f"{_stage_name(index)} reads wire {wire.name!r}, which nothing before it writes")
             live = {wire.name: (wire, _stage_name(index)) for wire in stage.writes if wire.name not in live} | live
+
+    def _check_apart(self) -> None:
+        """Build the same model on the meta device, where nothing is computed, and call that one."""
+        with torch.device("meta"):
+            Model(self.config, self.stream, seed=None)
 
     @torch.no_grad()
     def _check_shapes(self) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from zoo import machine
+from zoo.core.part import ConfigError
 from zoo.core.tables import tabulate
 from zoo.data.cache import default_cache, entry
 from zoo.guards import probes, scores, text
@@ -80,7 +81,7 @@ def _inspect_structure(recipe: Recipe, declared: set[str], code: str) -> None:
     if key not in _known:
         try:
             if all(part.__module__.startswith("zoo.") for _, part in all_parts(recipe)):
-                entry(default_cache(), f"guards-{key}", lambda folder: _note(folder, recipe, declared))
+                _probe_once(key, recipe, declared)
             else:  # what a guest imports is not hashed, so it is probed again in every process
                 probe(recipe, declared)
         except Leak as leak:
@@ -89,6 +90,14 @@ def _inspect_structure(recipe: Recipe, declared: set[str], code: str) -> None:
             _known[key] = None
     if (found := _known[key]) is not None:
         raise found
+
+
+def _probe_once(key: str, recipe: Recipe, declared: set[str]) -> None:
+    """Probe, or find in the cache that it has been done; a cache that takes nothing is no reason to refuse a trial."""
+    try:
+        entry(default_cache(), f"guards-{key}", lambda folder: _note(folder, recipe, declared))
+    except ConfigError:
+        probe(recipe, declared)
 
 
 def _note(folder: Path, recipe: Recipe, declared: set[str]) -> None:
@@ -139,6 +148,8 @@ def probe(recipe: Recipe, declared: set[str] = frozenset(), seed: int = 0) -> No
                     raise
 
     there = "cpu" if device == "mps" else device
+    if there == "cpu":
+        machine.keep_freed_memory()
     bench = Bench(cut(recipe.model), there, exact(there), masked, recompute, seed)
     ask(bench, probes.AT_EVERY_PLACE)
     scores.average(recipe.average, bench)

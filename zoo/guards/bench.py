@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,16 +14,26 @@ from zoo.core.params import Constant, Role, Rows, entries
 from zoo.core.slots import Layer
 from zoo.core.tables import tabulate
 from zoo.core.wires import noise_key
-from zoo.cost import cost, cost_of
+from zoo.cost import cost_of
 from zoo.data.batches import segments
 from zoo.model import Model, ModelConfig, Out
 
 LENGTH = 64  # tokens of a row
 LONGEST = 512  # of the few rows that are as long as in training
 VOCABULARY = 256  # rows of the embedding, where the recipe has more
-FLOPS = {"cpu": 5e9, "cuda": 5e12}  # of one forward and backward: how many rows are probed at once
+FLOPS = {"cpu": 3e9, "cuda": 5e12}  # of a forward and backward of one row for each cut: how many cuts are asked
+LONG_FLOPS = {"cpu": 5e9, "cuda": 5e12}  # of a forward and backward of the few long rows: how long they are
+PER_ROW = 4  # cuts that are asked of one row of tokens
+LEAST, LONG = 2, 2  # cuts that are asked at the least, and of the long rows
 PARAMETERS = {"cpu": 2e7, "cuda": 1e9}  # up to so many the whole model is probed, above them one of each structure
 ENOUGH = (0.6, 0.3)  # spread of what starts constant, and of buffers: wide enough to open a gate that starts shut
+
+
+class Probed(Model):
+    """A model that is called at once, so its shapes need no check of their own."""
+
+    def _check_apart(self) -> None:
+        pass
 
 
 class Precision(NamedTuple):
@@ -69,9 +80,17 @@ def cut(config: ModelConfig, every_layer: bool = False) -> ModelConfig:
 def whole(config: ModelConfig, few: Bench) -> ModelConfig:
     """The model with all its layers, or with the few that are on the bench where all would be too large."""
     config = cut(config, every_layer=True)
-    if config.n_layers == few.model.config.n_layers or cost(config).parameters > PARAMETERS[few.kind]:
+    if config.n_layers == few.model.config.n_layers or _parameters(config, few) > PARAMETERS[few.kind]:
         return few.model.config
     return config
+
+
+def _parameters(config: ModelConfig, few: Bench) -> int:
+    """How many parameters ``config`` has, by those of the layers of each structure that are on the bench."""
+    by_part = cost_of(few.model).by_part
+    of = {repr(tabulate(layer)): by_part[f"layer.{i}"] for i, layer in enumerate(few.model.config.layers())}
+    outside = sum(n for part, n in by_part.items() if not part.startswith("layer."))
+    return outside + sum(of[repr(tabulate(layer))] for layer in config.layers())
 
 
 class Bench:
@@ -94,26 +113,28 @@ class Bench:
         self.random = random.Random(seed)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         with self.device:
-            self.model = Model(config, seed=None)
+            self.model: Model = Probed(config, seed=None)
         stir(self.model, self.generator)
         self.model.recompute = recompute
         self.noise = noise_key(seed, 1)
         self.settle(precision)
         per_token = cost_of(self.model).flops_per_token
         self.length = min(LENGTH, config.context)  # tokens of a row
-        self.rows = max(2, min(self.length - 1, int(FLOPS[self.kind] / (per_token * self.length))))
-        self.longest = max(self.length, min(LONGEST, config.context, int(FLOPS[self.kind] / (per_token * 2))))
+        self.n_cuts = max(2, min(self.length - 1, int(FLOPS[self.kind] / (per_token * self.length))))
+        self.longest = max(self.length, min(LONGEST, config.context, int(LONG_FLOPS[self.kind] / (per_token * 2))))
+        self.decks: dict[str, list[int]] = {}
+        self.answers: dict[bool, tuple[Tensor, Tensor]] = {}
 
     def stretch(self) -> None:
         """Go on with two rows as long as in training, or as long as can be afforded."""
-        self.length, self.rows = self.longest, 2
+        self.length, self.n_cuts, self.decks, self.answers = self.longest, LONG, {}, {}
 
     def settle(self, precision: Precision, device: str | None = None) -> None:
         """Go on in another precision, and on another device."""
         if device is not None and torch.device(device) != self.device:
             self.device = torch.device(device)
             self.generator = torch.Generator(self.device).manual_seed(self.generator.initial_seed())
-        self.precision, self.model.stream = precision, precision.stream
+        self.precision, self.model.stream, self.answers = precision, precision.stream, {}
         self.model = self.model.to(self.device, precision.parameters)
 
     def tokens(self, rows: int) -> Tensor:
@@ -135,11 +156,22 @@ class Bench:
         """Random weights of a sum of outputs."""
         return torch.randn(shape, generator=self.generator, device=self.device)
 
-    def cuts(self, share: float = 1.0) -> Tensor:
-        """One cut between past and future for each row (B, 1): every one there is, or as many as there is time for."""
-        places, rows = range(1, self.length), max(2, round(share * self.rows))
-        drawn = list(places) if rows >= len(places) else self.random.sample(places, rows)
-        return torch.tensor(drawn, device=self.device)[:, None]
+    def cuts(self, share: float = 1.0, per_row: int = PER_ROW) -> Tensor:
+        """Cuts between past and future (R, K), K for each of R rows: every one there is, or as many as there is time for.
+
+        They are dealt like cards: a place comes again only when all have been asked, by whatever probe.
+        """
+        n = min(self.length - 1, max(LEAST, round(share * self.n_cuts)))
+        rows = max(2, math.ceil(n / per_row))
+        per_row = math.ceil(n / rows)
+        deck = self.decks.setdefault("all" if share == 1.0 else "some", [])
+        drawn = [self._deal(deck) for _ in range(rows * per_row)]
+        return torch.tensor(drawn, device=self.device).view(rows, per_row)
+
+    def _deal(self, deck: list[int]) -> int:
+        if not deck:
+            deck += self.random.sample(range(1, self.length), self.length - 1)
+        return deck.pop()
 
     def ask(self, tokens: Tensor, training: bool, targets: Tensor | None = None, seed: int = 0) -> Out:
         """A call as the loop makes it (training) or a scorer; ``seed`` is that of torch's own generators."""
@@ -156,20 +188,48 @@ class Bench:
         assert logits is not None
         return logits.detach()
 
-    def gradient(self, tokens: Tensor, training: bool, outputs: Tensor) -> Tensor:
-        """How much a random sum of the logits at ``outputs`` (bool, B T) depends on each input: (B, T), at least 0."""
+    def answers_to(self, versions: Sequence[Tensor], training: bool) -> list[Tensor]:
+        """The logits (R, T, V) of several versions of the same rows (R, T).
+
+        In training each by itself, since noise goes with the number of a row.
+        """
+        if training:
+            return [self.logits(tokens, training) for tokens in versions]
+        return list(self.logits(torch.cat(list(versions)), training).split(len(versions[0])))
+
+    def answer(self, training: bool, rows: int) -> tuple[Tensor, Tensor]:
+        """Some tokens (B, T) and their logits (B, T, V), computed once for all probes that need no more than these."""
+        if training not in self.answers:
+            tokens = self.tokens(rows)
+            self.answers[training] = tokens, self.logits(tokens, training)
+        return self.answers[training]
+
+    def gradients(self, tokens: Tensor, training: bool, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """How much a random sum of the logits at each of ``outputs`` (bool, B T) depends on each input: (B, T), at least 0.
+
+        One forward serves all of them.
+        """
         x = self.model.embedding(tokens).detach().requires_grad_()  # (B, T, D)
         hook = self.model.embedding.register_forward_hook(lambda *_: x)
         self.model.train(training)
         documents = segments(tokens, 0) if self.masked else None
+        found = []
         try:
             with torch.enable_grad():
-                out = self.model(tokens, segments=documents, noise=self.noise if training else None)
-                weight = self.normal(out.logits.shape).to(out.logits.dtype) * outputs[..., None]
-                (gradient,) = torch.autograd.grad((out.logits * weight).sum(), x)
+                logits = self.model(tokens, segments=documents, noise=self.noise if training else None).logits
+                for i, chosen in enumerate(outputs):
+                    weight = self.normal(logits.shape).to(logits.dtype) * chosen[..., None]
+                    (gradient,) = torch.autograd.grad(logits, x, weight, retain_graph=i + 1 < len(outputs))
+                    size = gradient.abs().amax(-1)
+                    found.append(size if self.device.type == "mps" else size.double())
         finally:
             hook.remove()
-        return gradient.abs().amax(-1).double() if self.device.type != "mps" else gradient.abs().amax(-1)
+        return found
+
+    def gradient(self, tokens: Tensor, training: bool, outputs: Tensor) -> Tensor:
+        """``gradients`` for one choice of outputs."""
+        (found,) = self.gradients(tokens, training, [outputs])
+        return found
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from zoo.budget import batches_of, take, total_steps
+from zoo.core.part import ConfigError
 from zoo.data.batches import segments
 from zoo.data.cache import default_cache, entry
 from zoo.guards.probes import Leak
@@ -43,17 +44,27 @@ def disjoint(prepared: Prepared) -> None:
     if share > SHARED:
         said = f"{share:.1%} of the validation text are copies of training documents (allowed: {SHARED:.0%})"
         raise Leak("disjoint", f"it would be scored on text that it learns from: {said}")
-    folder = entry(default_cache(), f"repeated-{prepared.fingerprint[:32]}", lambda f: _write_repeated(prepared, f))
-    share = json.loads((folder / "repeated.json").read_text())
+    share = _share_repeated(prepared)
     if share > REPEATED:
         said = f"{share:.0%} of {SAMPLE} stretches of the validation text stand in the training text (allowed: {REPEATED:.0%})"
         raise Leak("disjoint", f"it would be scored on text that it learns from: {said}")
 
 
-def _write_repeated(prepared: Prepared, folder: Path) -> None:
-    width = 2 ** max(3, math.ceil(math.log2(STRETCH * len(prepared.valid) / max(1, prepared.valid_bytes))))
-    share = repeated(prepared.train, prepared.valid, prepared.tokenizer.bos, width)
-    (folder / "repeated.json").write_text(json.dumps(share))
+def _share_repeated(prepared: Prepared) -> float:
+    """``repeated`` of the text, from the cache where that takes something."""
+
+    def count() -> float:
+        width = 2 ** max(3, math.ceil(math.log2(STRETCH * len(prepared.valid) / max(1, prepared.valid_bytes))))
+        return repeated(prepared.train, prepared.valid, prepared.tokenizer.bos, width)
+
+    def write(folder: Path) -> None:
+        (folder / "repeated.json").write_text(json.dumps(count()))
+
+    try:
+        folder = entry(default_cache(), f"repeated-{prepared.fingerprint[:32]}", write)
+    except ConfigError:  # no room: no reason to refuse a trial
+        return count()
+    return json.loads((folder / "repeated.json").read_text())
 
 
 def repeated(train: np.ndarray, valid: np.ndarray, bos: int, width: int) -> float:
