@@ -1,4 +1,4 @@
-"""A hub on the loopback address with one dataset, whose answers fail as they are told to."""
+"""A hub on the loopback address with one dataset, whose answers fail as they are told to; under /files/ a plain server."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        found = re.fullmatch(r"/datasets/o/d/resolve/[^/]+/(.*)", path)
+        found = re.fullmatch(r"/(?:datasets/o/d/resolve/[^/]+|files)/(.*)", path)
         if found and found[1] in self.server.files:
             self.send_file(found[1])
         elif path.startswith("/api/datasets/o/d/tree/"):
@@ -119,7 +119,10 @@ class Answer(BaseHTTPRequestHandler):
         data = self.server.files[name]
         headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range") or "")
-        fault = self.server.next_fault() if self.command == "GET" and asked else None
+        counts = asked or self.path.startswith("/files/")
+        fault = self.server.next_fault() if self.command == "GET" and counts else None
+        if self.headers.get("if-range") not in (None, headers["ETag"]):
+            asked = None
         if fault in ("429", "503"):
             self.send(int(fault), b"busy")
             return

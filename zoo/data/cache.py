@@ -93,16 +93,30 @@ def _told(cache: Path) -> Iterator[None]:
                 f"the cache {cache} has no room left ({fault.strerror}); free some, or set ZOO_CACHE to another disk"
             )
         elif fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            reason = f"cannot write to the cache {cache} ({fault.strerror}); set ZOO_CACHE to a folder of yours"
+            reason = _unwritable(cache, fault)
         else:
             raise
         raise ConfigError(reason) from None
 
 
+def _unwritable(cache: Path, fault: OSError) -> str:
+    return f"cannot write to the cache {cache} ({fault.strerror}); set ZOO_CACHE to a folder of yours"
+
+
+def _begin(cache: Path) -> None:
+    """Make the cache's own folder, where whatever the system says is about the cache."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        if fault.errno in NO_ROOM:
+            raise
+        raise ConfigError(_unwritable(cache, fault)) from None
+
+
 @contextmanager
 def _locked(cache: Path, key: str, waiting: Callable[[], None]) -> Iterator[Path]:
     """The folder in which an entry is made, for this process alone: the lock goes when the process goes, however it goes."""
-    cache.mkdir(parents=True, exist_ok=True)
+    _begin(cache)
     _sweep(cache)
     if fcntl is None:
         yield Path(tempfile.mkdtemp(prefix=DRAFT, dir=cache))

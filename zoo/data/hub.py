@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import logging
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,15 +15,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from zoo.core.part import ConfigError
-from zoo.data import retries
-from zoo.data.cache import default_cache
+from zoo.core.part import ConfigError, nearest
+from zoo.data import remote, retries
+from zoo.data.cache import NO_ROOM, default_cache
 from zoo.data.digests import digest_of
 from zoo.data.slots import Document, Source, Unfinished
 
 EVERY = 256  # rows between two places that a broken stream can be taken up at
 COMMIT = re.compile(r"@([0-9a-f]{40})/")
-FIRST = 3  # tries before anything has been read: whoever has no network should not wait long
 
 
 class Mark(NamedTuple):
@@ -35,12 +34,12 @@ class Mark(NamedTuple):
 
 
 class HubSource(Source, kind="hf"):
-    """A dataset by hub name, streamed; or a builder ("parquet", "json", "text") over local ``files``, compressed or not.
+    """A dataset by hub name, streamed; or a builder ("parquet", "json", "text") over ``files``, compressed or not.
 
     A document goes to validation when the hash of its text says so, so the split needs no second pass and is the same on
     every machine. Cap a large stream with ``data.train_bytes`` and ``data.valid_bytes``. A stream that breaks is taken up
     again at the very document, after a pause that doubles; a dataset that changes on the hub is not noticed unless
-    ``revision`` names a commit.
+    ``revision`` names a commit. Files behind http:// or https:// are fetched into the cache once, and are local files then.
 
     Source: the datasets library, huggingface/datasets.
     """
@@ -50,7 +49,7 @@ class HubSource(Source, kind="hf"):
         config: str | None = None
         split: str = "train"
         column: str = "text"
-        files: tuple[str, ...] = ()  # local paths or globs, relative to the recipe
+        files: tuple[str, ...] = ()  # paths or globs, relative to the recipe, or http:// and https:// addresses
         revision: str | None = None
         valid_share: float = Field(0.01, gt=0, lt=1)
         streaming: bool = True  # False: the dataset is downloaded as a whole first
@@ -125,6 +124,9 @@ class HubSource(Source, kind="hf"):
     def _files(self) -> list[Path]:
         found: list[Path] = []
         for i, pattern in enumerate(self.config.files):
+            if remote.is_address(pattern):
+                found.append(remote.fetched(pattern, self.config.retries))
+                continue
             matches = sorted(glob.glob(str(self.base / Path(pattern).expanduser()), recursive=True))
             if not matches:
                 raise ConfigError("no such file", f"files[{i}]", pattern)
@@ -138,44 +140,61 @@ class HubSource(Source, kind="hf"):
             Unfinished: it did not come back.
             ConfigError: what no waiting will mend.
         """
-        failed, begun, log = 0, False, logging.getLogger("zoo")
+        patience = retries.Patience(self.config.name, self.config.retries)
         while True:
             try:
                 for text in self._read(at):
-                    at, failed, begun = at + 1, 0, True
+                    at = at + 1
+                    patience.went_on()
                     yield text
+                if not at:
+                    raise self._empty()
                 return
             except ConfigError:
                 raise
             except Exception as fault:
-                failed += 1
+                _raise_if_full(fault)
                 if self.config.files or not retries.may_pass(fault):
                     raise self._hopeless(fault) from None
-                tries = self.config.retries if begun else min(FIRST, self.config.retries)
-                if failed > tries:
-                    raise self._gone(at, failed, fault) from None
-                seconds = retries.pause(failed)
-                log.warning(
-                    f"{self.config.name}: {retries.reason(fault)}; "
-                    f"again from document {at:,} in {seconds:.1f} s ({failed}/{tries})"
-                )
-                retries.wait(seconds)
+                if not patience.again(fault, f"document {at:,}"):
+                    raise self._gone(at, patience.failed, fault) from None
 
     def _gone(self, at: int, failed: int, fault: Exception) -> Unfinished:
         why = f"cannot be read on at document {at:,} after {failed} tries ({retries.reason(fault)})"
         how = "what has been prepared is kept: give the same command again to go on from there"
         return Unfinished(f"{why}; {how}", "name", self.config.name)
 
+    def _where(self) -> tuple[str, Any]:
+        """The knob that says what is read, and its value."""
+        return ("files", self.config.files) if self.config.files else ("name", self.config.name)
+
+    def _empty(self) -> ConfigError:
+        return ConfigError("is empty: it has not one row", *self._where())
+
     def _hopeless(self, fault: Exception) -> ConfigError:
         while type(fault).__name__.startswith("DatasetGeneration") and fault.__cause__ is not None:
             fault = fault.__cause__
-        knob, value = ("files", self.config.files) if self.config.files else ("name", self.config.name)
         if isinstance(fault, RuntimeError) and isinstance(fault.__cause__, StopIteration):
-            return ConfigError("is empty: it has not one row", knob, value)
+            return self._empty()
+        if (path := self._without_rows()) is not None:  # the library stumbles over it and does not say so
+            return ConfigError("is empty: it has not one row", "files", str(path))
+        knob, value = self._where()
         if isinstance(fault, UnicodeDecodeError):
             byte = f"byte 0x{fault.object[fault.start]:02x}"
             return ConfigError(f"is not UTF-8: {byte} in a row of it", knob, value)
         return ConfigError(f"cannot be read: {retries.reason(fault)}", knob, value)
+
+    def _without_rows(self) -> Path | None:
+        """The first parquet file that holds no row."""
+        if self.config.name != "parquet" or not self.config.files:
+            return None
+        import pyarrow.parquet
+
+        for path in self._files():
+            with suppress(OSError, pyarrow.ArrowInvalid):
+                if not pyarrow.parquet.read_metadata(path).num_rows:
+                    return path
+        return None
 
     def _read(self, at: int) -> Iterator[str]:
         """The texts from row ``at`` on, up to the first fault."""
@@ -213,9 +232,12 @@ class HubSource(Source, kind="hf"):
     def _open(self, commit: str | None) -> Any:
         """The dataset from its beginning."""
         import datasets
+        from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as BUILDERS
 
         retries.quiet_libraries()
         cfg, files = self.config, [str(path) for path in self._files()]
+        if files and cfg.name not in BUILDERS:  # the library would look for it on the hub
+            raise ConfigError(f"is no builder for files; {nearest(cfg.name, BUILDERS)}", "name", cfg.name)
         more = {"sample_by": cfg.sample_by} if cfg.name == "text" and files else {}
         if self._builder is None and not files and not retries.hub_answers():
             raise ConnectionError("the hub cannot be reached")  # the library would try for minutes to find out
@@ -232,3 +254,11 @@ class HubSource(Source, kind="hf"):
             return self._builder.as_streaming_dataset(split=cfg.split)
         self._builder.download_and_prepare()
         return self._builder.as_dataset(split=cfg.split)
+
+
+def _raise_if_full(fault: BaseException | None) -> None:
+    """A disk without room is the cache's, whatever the library was doing: raise what the system said."""
+    while fault is not None:
+        if isinstance(fault, OSError) and fault.errno in NO_ROOM:
+            raise fault
+        fault = fault.__cause__ or fault.__context__

@@ -4,13 +4,45 @@ from __future__ import annotations
 
 import logging
 import random
+import ssl
 import time
+import urllib.error
 import zlib
 
 LONGEST = 60.0  # seconds
-HTTP = ("aiohttp", "h11", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3")
+FIRST = 3  # tries before anything has been read: whoever has no network should not wait long
+HTTP = ("aiohttp", "h11", "http", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3")
 BUSY = (408, 425, 429)  # beside 5xx
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, UnicodeError)
+
+
+class Patience:
+    """Tries in a row at one thing, a pause ahead of each and a line in the log.
+
+    Args:
+        name: what is being read.
+        most: tries in a row.
+        begun: whether something has been read before.
+    """
+
+    def __init__(self, name: str, most: int, begun: bool = False) -> None:
+        self.name, self.most, self.begun, self.failed = name, most, begun, 0
+
+    def went_on(self) -> None:
+        """Something has been read since the last fault."""
+        self.failed, self.begun = 0, True
+
+    def again(self, fault: BaseException, place: str) -> bool:
+        """Wait for the next try, which begins at ``place``; False: there is none."""
+        self.failed += 1
+        tries = self.most if self.begun else min(FIRST, self.most)
+        if self.failed > tries:
+            return False
+        seconds = pause(self.failed)
+        said = f"{self.name}: {reason(fault)}; again from {place} in {seconds:.1f} s ({self.failed}/{tries})"
+        logging.getLogger("zoo").warning(said)
+        wait(seconds)
+        return True
 
 
 def may_pass(fault: BaseException) -> bool:
@@ -19,10 +51,10 @@ def may_pass(fault: BaseException) -> bool:
     while fault is not None and fault not in chain:
         chain.append(fault)
         fault = fault.__cause__ or fault.__context__
-    codes = [code for f in chain if isinstance(code := getattr(_response(f), "status_code", None), int)]
+    codes = [code for f in chain if (code := _code(f)) is not None]
     if codes:
         return any(code in BUSY or code >= 500 for code in codes)
-    if isinstance(chain[0], FINAL):
+    if isinstance(chain[0], FINAL) or any(isinstance(f, ssl.SSLCertVerificationError) for f in chain):
         return False
     return any(
         isinstance(f, OSError | EOFError | zlib.error)
@@ -32,8 +64,12 @@ def may_pass(fault: BaseException) -> bool:
     )
 
 
-def _response(fault: BaseException) -> object:
-    return getattr(fault, "response", None)
+def _code(fault: BaseException) -> int | None:
+    """What the server answered, where it did."""
+    if isinstance(fault, urllib.error.HTTPError):
+        return fault.code
+    code = getattr(getattr(fault, "response", None), "status_code", None)
+    return code if isinstance(code, int) else None
 
 
 def reason(fault: BaseException) -> str:

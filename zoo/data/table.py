@@ -19,7 +19,8 @@ class Bytewise(Tokenizer):
         return len(self.pieces)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return b"".join(self.pieces[int(i)] for i in ids).decode("utf-8", errors="replace")
+        numbers = ids.tolist() if isinstance(ids, np.ndarray) else map(int, ids)
+        return b"".join(map(self.pieces.__getitem__, numbers)).decode("utf-8", errors="replace")
 
     def byte_lengths(self) -> np.ndarray:
         return np.fromiter(map(len, self.pieces), np.int32, len(self.pieces))
