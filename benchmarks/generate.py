@@ -34,6 +34,7 @@ def twins(dim: int, layers: int) -> tuple[Model, LlamaForCausalLM]:
     )
     torch.manual_seed(0)
     llama = LlamaForCausalLM(config).eval()
+    llama.generation_config.eos_token_id = None  # or it ends at what would be the end in another vocabulary
     layer = {
         "kind": "pre_norm",
         "attention": {"kind": "gqa", "n_heads": HEADS, "n_kv_heads": GROUPS},

@@ -59,7 +59,7 @@ def compared(name: str, shapes: Shapes, settings: Settings, dtype: torch.dtype) 
     steps = {"ours": ours(shapes, settings, "muon"), "torch": torchs(shapes, settings, dtype)}
     steps["adamw"] = ours(shapes, settings, "adamw")
     calls = {key: step for key, (step, _) in steps.items()}
-    timings = alternate(calls, settings.rounds(7), 1, settings.device)
+    timings = alternate(calls, settings.rounds(5), 1, settings.device)
     count = ", ".join(f"{n} of {' x '.join(map(str, shape))}" for shape, n in Counter(shapes).items())
     flops = sum(map(newton_schulz_flops, shapes))
     peak = peak_flops(settings, dtype)
