@@ -74,18 +74,19 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """Of the rows (R, D) those at ``place`` (S,), which are all different."""
+    """Of the rows (R, D) those at ``place`` (S,), which are all different; ``assignment`` (R,) is what each row holds."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, place: Tensor) -> Tensor:
-        ctx.save_for_backward(place)
-        ctx.n_rows = rows.shape[0]
+    def forward(ctx: Any, rows: Tensor, place: Tensor, assignment: Tensor) -> Tensor:
+        ctx.save_for_backward(place, assignment)
         return rows.index_select(0, place)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (place,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.n_rows, grad.shape[1]).index_copy(0, place, grad), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        place, assignment = ctx.saved_tensors
+        if len(place) == len(assignment):  # every row is read: nothing to fill with zeros first
+            return grad.index_select(0, assignment), None, None
+        return grad.new_zeros(len(assignment), grad.shape[1]).index_copy(0, place, grad), None, None
 
 
 class _Biased(torch.autograd.Function):
@@ -139,7 +140,7 @@ class Experts(HasParameters, nn.Module):
             rows = self._mlp(rows.unflatten(0, (self.n_experts, room)), self._batched).flatten(0, 1)
         else:
             rows = self._mlp(rows, self._grouped(plan) if way == "grouped" else self._looped(plan))
-        return _Collect.apply(rows, place).unflatten(0, ids.shape), plan.counts
+        return _Collect.apply(rows, place, assignment).unflatten(0, ids.shape), plan.counts
 
     def way(self, x: Tensor, plan: Plan) -> Way:
         """Which way tokens ``x`` (N, D) go; a compiler is never shown one that depends on the routing."""
