@@ -16,7 +16,9 @@ import zoo.optim  # noqa: F401 (registers the kinds)
 from zoo.core.part import ConfigError
 from zoo.core.precision import bf16_is_fast
 from zoo.optim import muon
-from zoo.optim.muon import KELLER, POLAR_EXPRESS, newton_schulz, ns_dtype
+from zoo.optim import newton_schulz as iteration
+from zoo.optim.muon import ns_dtype
+from zoo.optim.newton_schulz import KELLER, POLAR_EXPRESS, newton_schulz
 from zoo.optim.slots import Optimizer
 
 
@@ -204,6 +206,40 @@ class TestNewtonSchulz:
         before = x.clone()
         newton_schulz(x)
         assert torch.equal(x, before)
+
+    @pytest.mark.parametrize("coefficients", ["keller", "polar_express"])
+    @pytest.mark.parametrize("shape", [(2, 8, 8), (1, 9, 31), (3, 16, 17), (2, 16, 24), (1, 23, 60)])
+    @pytest.mark.parametrize("decay", [0.0, 2.0, 6.0, 12.0])  # the last singular value is 10^-decay of the first
+    def test_every_way_of_writing_it_is_the_same(
+        self, monkeypatch: pytest.MonkeyPatch, coefficients: str, shape: Shape, decay: float
+    ) -> None:
+        """In fp32, by halves and by the Gram matrix, uneven bands among them, down to the smallest singular values."""
+        monkeypatch.setattr(iteration, "ALONE_FROM", 1)
+        monkeypatch.setattr(iteration, "BAND", 4)  # so that 16 rows and more are cut
+        generator = torch.Generator().manual_seed(5)
+        u, _, vh = torch.linalg.svd(torch.randn(shape, generator=generator).double(), full_matrices=False)
+        x = (u * torch.logspace(0, -decay, shape[1])) @ vh
+        plain = newton_schulz(x, 5, coefficients)  # fp64 goes the plain way
+        assert_close([newton_schulz(x.float(), 5, coefficients).double()], [plain], 2e-4)
+
+    def test_large_fp32_matrices_go_the_short_ways(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        gone: list[str] = []
+        for name in ("_by_gram", "_by_halves", "_as_it_stands"):
+            original = getattr(iteration, name)
+            monkeypatch.setattr(iteration, name, lambda x, t, n=name, f=original: (gone.append(n), f(x, t))[1])
+        for size in ((512, 768), (512, 767), (128, 384), (128, 383), (127, 512)):
+            newton_schulz(torch.ones(1, *size), 1)
+        newton_schulz(torch.ones(1, 512, 768, dtype=torch.float64), 1)
+        newton_schulz(torch.ones(1, 128, 384, dtype=torch.bfloat16), 1)
+        short = ["_by_gram", "_by_halves", "_by_gram", "_by_halves"]
+        assert gone == [*short, "_as_it_stands", "_as_it_stands", "_as_it_stands"]
+
+    @pytest.mark.parametrize("size", [511, 512, 513, 700, 1024, 1151])
+    def test_bands_hold_every_row_once_and_none_is_thin(self, size: int) -> None:
+        bands = iteration._bands(size)
+        assert [row for start, end in bands for row in range(start, end)] == list(range(size))
+        assert min(end - start for start, end in bands) >= 128
+        assert (len(bands) > 1) == (size >= 512)
 
     def test_the_dtype_of_the_iteration(self) -> None:
         single, double = torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.float64)

@@ -12,19 +12,10 @@ from torch import Tensor, nn
 
 from zoo.core.part import ConfigError
 from zoo.core.precision import bf16_is_fast
+from zoo.optim.newton_schulz import newton_schulz
 from zoo.optim.slots import Optimizer, restore
 
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
-Triple = tuple[float, float, float]
-
-KELLER: Triple = (3.4445, -4.7750, 2.0315)
-POLAR_EXPRESS: tuple[Triple, ...] = (
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-)
 # Elements in one stack. It bounds scratch memory (about four times this); a CPU is fastest when that fits its cache.
 CHUNK = {"cpu": 2**21}
 CHUNK_ELSEWHERE = 2**26
@@ -123,24 +114,6 @@ class Muon(Optimizer, kind="muon"):
 
     def load(self, state: dict[str, Tensor]) -> None:
         restore(self.state(), state)
-
-
-def newton_schulz(x: Tensor, steps: int = 5, coefficients: str = "keller") -> Tensor:
-    """Each matrix of x (n, r, c), r <= c, with its singular values moved close to 1. In the dtype of x.
-
-    "keller" sends singular values in [0.01, 1] (of the matrix over its Frobenius norm) into [0.68, 1.14], "polar_express"
-    into [0.85, 1.15], each in five steps; "polar_express" repeats its last step if there are more.
-    """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide)
-    x = x / (norm + 1e-7 if coefficients == "keller" else 1.02 * norm + 1e-6).to(x.dtype)
-    for i in range(steps):
-        a, b, c = KELLER if coefficients == "keller" else POLAR_EXPRESS[min(i, len(POLAR_EXPRESS) - 1)]
-        gram = torch.bmm(x, x.mT)  # (n, r, r)
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b A + c A^2
-        # Putting a on the factor's diagonal instead would save a copy, but triples the rounding error in bf16.
-        x = torch.baddbmm(x, factor, x, beta=a)
-    return x
 
 
 def step_factor(adjust: str, rows: int, cols: int) -> float:
