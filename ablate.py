@@ -113,7 +113,8 @@ def run(
 
         def main(world: ranks.World) -> int:
             console = Console(stderr=as_json)
-            grid = session.open_grid(recipe, profile, sets or [], seeds, device, console, world.size)
+            told = Console(quiet=True) if quiet else console
+            grid = session.open_grid(recipe, profile, sets or [], seeds, device, told, world.size)
             if dry_run:
                 session.dry_run(grid, only, console)
                 return 0

@@ -125,6 +125,10 @@ def test_a_profile_is_said_and_stored(tmp_path: Path) -> None:
     (stored,) = (tmp_path / "results/small").glob("*/recipe.toml")
     assert tomllib.loads(stored.read_text())["machine"]["profile"] == "cpu"
     assert "- profile: cpu" in (tmp_path / "results/small/table.md").read_text()
+    quiet = call(tmp_path / "small.toml", "--device", "cpu", "--quiet")
+    assert quiet.exit_code == 0 and quiet.output.startswith("small") and "No GPU" not in quiet.output
+    told = call(tmp_path / "small.toml", "--device", "cpu", "--json", "--refresh")
+    assert [json.loads(line)["event"] for line in told.stdout.splitlines()][-1] == "end" and "No GPU" in told.stderr
 
 
 def test_set_on_an_axis_removes_it_and_says_so(tmp_path: Path) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn
-from rich.text import Text
 
+from zoo.report.lines import Picture, Row, remaining, told
 from zoo.report.standings import Standings
-from zoo.report.units import count, duration, significant
+from zoo.report.terminal import say
+from zoo.report.units import count, duration, finite, significant
 from zoo.result import Progress as Step
 from zoo.trials.run import Outcome, Trial
 
@@ -34,11 +35,6 @@ def verdict(outcome: Outcome) -> str:
     return f"{scored}, {result.steps} steps in {duration(result.seconds)}{'' if outcome.fresh else ' (stored)'}{said}"
 
 
-def remaining(step: Step) -> float:
-    """Seconds of training that are left."""
-    return step.elapsed / step.step * max(0, step.total - step.step)
-
-
 class PlainView:
     """One line now and then, for logs and pipes."""
 
@@ -54,7 +50,7 @@ class PlainView:
 
     def say(self, line: str) -> None:
         """A line of its own."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, line)
 
     def preparing(self, what: str, share: float, words: str = "") -> None:
         """Text is being prepared."""
@@ -94,24 +90,14 @@ class PlainView:
 
 
 class LiveView(PlainView):
-    """A bar for each running trial and one for the grid, the standings below; what is over stays above as a line."""
+    """A line for each running trial and one for the grid, the standings below; what is over stays above as a line."""
 
     def __init__(self, console: Console, baseline: str = "") -> None:
         super().__init__(console, baseline)
-        self.bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            Words(),
-            console=console,
-            auto_refresh=False,
-        )
-        self.screen = Live(get_renderable=self._shown, console=console, transient=True, refresh_per_second=4)
-        self.text: TaskID | None = None
-        self.grid: TaskID | None = None
-        self.tasks: dict[str, TaskID] = {}  # by address
-        self.shares: dict[str, float] = {}
+        self.running: dict[str, Row] = {}  # by address
+        self.text: Row | None = None
         self.began, self.over, self.stored, self.total = 0.0, 0, 0, 0
+        self.screen = Live(get_renderable=self._shown, console=console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> LiveView:
         self.screen.start()
@@ -120,62 +106,41 @@ class LiveView(PlainView):
     def __exit__(self, *_: object) -> None:
         self.screen.stop()
 
-    def _shown(self) -> Group:
-        return Group(self.bars, *([Text(line)] if (line := self.standings.line()) else []))
+    def _shown(self) -> Picture:
+        """What is seen now; called by a thread that looks four times a second."""
+        rows = [row for row in (self.text, self._grid(), *list(self.running.values())) if row is not None]
+        below = textwrap.wrap(self.standings.line(), max(10, self.console.width - 1), subsequent_indent="  ")
+        return Picture(rows, below[:3])
 
     def preparing(self, what: str, share: float, words: str = "") -> None:
-        if self.text is None:
-            self.text = self.bars.add_task(what, total=None, words="")
-        self.bars.update(self.text, description=what, completed=share, total=1.0 if share else None, words=words)
+        self.text = Row(what, share or None, ((0, words),))
 
     def begin(self, trial: Trial, number: int, total: int) -> None:
-        if self.text is not None:
-            self.bars.remove_task(self.text)
-            self.text = None
-        if self.grid is None:
-            self.grid = self.bars.add_task("grid", total=total, words="")
+        if not self.total:
             self.began = time.monotonic()
-        self.total = total
-        self.tasks[trial.address] = self.bars.add_task(title(trial), total=1.0, words="starting")
-        self.shares[trial.address] = 0.0
+        self.text, self.total = None, total
+        self.running[trial.address] = Row(title(trial), 0.0, ((0, "starting"),))
 
     def step(self, trial: Trial, progress: Step) -> None:
-        bits = "" if progress.valid_bpb is None else f"  {progress.valid_bpb:.4f} bits/byte"
-        words = (
-            f"{progress.step:,}/{progress.total:,}  loss {progress.loss:.4f}{bits}  "
-            f"{count(progress.tokens_per_second)} tokens/s  {duration(remaining(progress))} left"
-        )
-        words = words if progress.scoring is None else progress.scoring
-        share = self.shares[trial.address] = progress.step / progress.total
-        self.bars.update(self.tasks[trial.address], completed=share, words=words)
-        self._grid()
+        self.running[trial.address] = Row(title(trial), progress.step / progress.total, told(progress))
 
     def end(self, outcome: Outcome) -> None:
         self.say(f"{title(outcome.trial)}: {verdict(outcome)}")
         self.standings.add(outcome)
-        task = self.tasks.pop(outcome.trial.address, None)
-        self.shares.pop(outcome.trial.address, None)
+        self.running.pop(outcome.trial.address, None)
         self.over, self.stored = self.over + outcome.fresh, self.stored + (not outcome.fresh)
-        if task is not None:
-            self.bars.remove_task(task)
-            self._grid()
 
-    def _grid(self) -> None:
-        """The grid's bar: what is left is estimated from what was trained now."""
-        if self.grid is None:
-            return
-        trained = self.over + sum(self.shares.values())
+    def _grid(self) -> Row | None:
+        """The whole grid: what is left is estimated from what was trained now."""
+        if not self.total:
+            return None
+        trained = self.over + sum(row.share or 0.0 for row in list(self.running.values()))
         left = self.total - self.stored - trained
         seconds = (time.monotonic() - self.began) / trained * left if trained else 0.0
-        words = f"{self.over + self.stored}/{self.total}" + (f"  {duration(seconds)} left" if seconds else "")
-        self.bars.update(self.grid, completed=self.stored + trained, total=self.total, words=words)
-
-
-class Words(ProgressColumn):
-    """The words of a task as they are, no markup."""
-
-    def render(self, task: Any) -> Text:
-        return Text(task.fields.get("words", ""))
+        estimate = ((1, f"{duration(seconds)} left"),) if seconds else ()
+        return Row(
+            "grid", (self.stored + trained) / self.total, ((0, f"{self.over + self.stored}/{self.total}"), *estimate)
+        )
 
 
 class QuietView(PlainView):
@@ -188,14 +153,16 @@ class QuietView(PlainView):
 class JsonView(PlainView):
     """One JSON object per line and event, for machines: ``event`` is say, preparing, begin, step or end.
 
+    A figure that is no number, such as the loss of a trial that diverged, is null: JSON has no other word for it.
+
     Args:
         console: where the objects go.
     """
 
     def _tell(self, event: str, trial: Trial | None = None, **more: Any) -> None:
         who = {} if trial is None else {"variant": trial.recipe.variant, "seed": trial.recipe.train.seed}
-        line = {"event": event, **who, **more}
-        self.console.file.write(json.dumps(line) + "\n")
+        line = finite({"event": event, **who, **more})
+        self.console.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.console.file.flush()
 
     def say(self, line: str) -> None:

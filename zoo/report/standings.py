@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+from zoo.report.lines import cut
 from zoo.report.units import signed, significant
 from zoo.trials.run import Outcome
+
+NAME = 40  # characters of an arm's name
 
 
 class Standings:
@@ -34,7 +37,7 @@ class Standings:
         leaders = sorted(means, key=means.get)[:most]
         shown = leaders if self.baseline in leaders or self.baseline not in means else [*leaders, self.baseline]
         more = len(means) - len(shown)
-        said = ", ".join(f"{arm} {significant(means[arm])}{self._beside(arm)}" for arm in shown)
+        said = ", ".join(f"{cut(arm, NAME)} {significant(means[arm])}{self._beside(arm)}" for arm in shown)
         return f"so far: {said}{f', and {more} more' if more > 0 else ''}"
 
     def _beside(self, arm: str) -> str:
