@@ -126,6 +126,25 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(tmp_path: Path, gue
     assert final(out)["status"] == "done" and len(list((out / "tensorboard").iterdir())) == 2
 
 
+def test_a_tracker_that_cannot_begin_stops_nothing(tmp_path: Path, guests: None):
+    class Unmade(Tracker, kind="unmade"):
+        """Cannot even be made. Source: none."""
+
+        def __init__(self, config: Tracker.Config, folder: Path) -> None:
+            raise ImportError("no module of that name")
+
+    class Leaving(Tracker, kind="leaving"):
+        """Ends the process. Source: none."""
+
+        def start(self, project: str, name: str, knobs: dict) -> None:
+            raise SystemExit("log in first")
+
+    out, said = run(tmp_path, 'track = ["unmade", "leaving", "tensorboard"]')
+    assert said.count("tracker unmade: ImportError: no module of that name; this trial goes on without it") == 1
+    assert said.count("tracker leaving: SystemExit: log in first; this trial goes on without it") == 1
+    assert final(out)["status"] == "done" and len(list((out / "tensorboard").iterdir())) == 2
+
+
 def test_trackers_do_not_change_what_a_trial_is(tmp_path: Path):
     out, _ = run(tmp_path, "track = []")
     before = {path.name for path in out.glob("*-seed0-*")}

@@ -49,9 +49,10 @@ class Tracked:
         name, knobs = f"{slug(recipe.variant)}-seed{recipe.train.seed}", dict(flat(tabulate(recipe)))
         started: list[Tracker] = []
         for config in recipe.track:
-            tracker = config.build(self.root)
-            if self._heard(tracker, lambda t=tracker: t.start(recipe.name, name, knobs)):
-                started.append(tracker)
+            kind = str(config.part.kind)
+            made: list[Tracker] = []
+            if self._heard(kind, lambda c=config, m=made: m.append(c.build(self.root))):
+                started += [t for t in made if self._heard(kind, lambda t=t: t.start(recipe.name, name, knobs))]
         self.running[trial.address] = started
 
     def step(self, trial: Trial, progress: Progress) -> None:
@@ -73,14 +74,14 @@ class Tracked:
 
     def _tell(self, trial: Trial, what: Callable[[Tracker], None]) -> None:
         own = self.running.get(trial.address, [])
-        self.running[trial.address] = [t for t in own if self._heard(t, lambda t=t: what(t))]
+        self.running[trial.address] = [t for t in own if self._heard(str(t.kind), lambda t=t: what(t))]
 
-    def _heard(self, tracker: Tracker, call: Callable[[], None]) -> bool:
+    def _heard(self, kind: str, call: Callable[[], None]) -> bool:
         """Whether a tracker took what it was told; one that did not is left out from then on."""
         try:
             call()
-        except Exception as fault:  # whatever a foreign library raises
-            line = f"tracker {tracker.kind}: {type(fault).__name__}: {str(fault).strip().partition(chr(10))[0]}"
+        except (Exception, SystemExit) as fault:  # whatever a foreign library raises; some leave by sys.exit
+            line = f"tracker {kind}: {type(fault).__name__}: {str(fault).strip().partition(chr(10))[0]}"
             if line not in self.said:
                 self.said.add(line)
                 self.view.say(f"{line}; this trial goes on without it")
