@@ -262,6 +262,26 @@ def test_log_probabilities_are_those_of_the_model(twins, tokenizer):
     assert means == sorted((c.mean_logprob for c in found), reverse=True)[:3]
 
 
+def test_log_probabilities_of_beams_are_those_of_the_model_whatever_they_were_ranked_by(twins, tokenizer):
+    ours, _ = twins
+    how = Sampling(beams=3, max_tokens=9, repetition_penalty=1.6)
+    for c in generate(ours, tokenizer, ["ab"], how, n=3)[0]:
+        ids = torch.tensor([[BOS, *tokenizer.encode("ab").tolist(), *c.ids, *([BOS] if c.ended == "document" else [])]])
+        said = ours(ids).logits.log_softmax(-1)[0, 2:-1].gather(1, ids[0, 3:, None]).sum()
+        assert c.logprob == pytest.approx(said.item(), rel=1e-9)
+
+
+@torch.no_grad()
+def test_where_every_token_was_said_one_is_said_again(tokenizer):
+    small = Model(ModelConfig(vocab_size=257, dim=16, n_layers=1, context=8)).eval()
+    how = Sampling(no_repeat_ngram=1, temperature=0, max_tokens=270)
+    (got,) = generate(small, tokenizer, [bytes(range(128)).decode()], how)[0]
+    assert (len(set(got.ids[:128])) == 128 and len(got.ids) == 270) or got.ended == "document"
+    history = torch.arange(4)[None]
+    got = adjusted(torch.zeros(1, 4, dtype=torch.float64), history, 2, Sampling(no_repeat_ngram=1))
+    assert got.isfinite().all(), "nothing is left, so the rule gives way"
+
+
 def test_stop_strings_end_a_continuation_and_are_not_told(twins, tokenizer):
     ours, _ = twins
     whole = generate(ours, tokenizer, ["ab"], Sampling(temperature=0, max_tokens=24))[0][0].text

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from zoo.generate.choose import Sampling
-from zoo.generate.decode import Continuation, best, generate
+from zoo.generate.decode import Continuation, best, generate, starts
 
-__all__ = ["Continuation", "Sampling", "best", "generate"]
+__all__ = ["Continuation", "Sampling", "best", "generate", "starts"]

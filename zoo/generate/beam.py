@@ -19,6 +19,7 @@ class Beam(NamedTuple):
     ids: tuple[int, ...]
     total: float
     ended: bool  # whether it ends with the end of a document, which is not in ``ids``
+    own: float = 0.0  # the sum of the log-probabilities that the model itself gave, penalties left out
 
     def score(self, penalty: float) -> float:
         """What beams are ranked by; the end of the document counts as a token."""
@@ -62,14 +63,16 @@ def search(first: Tensor, step: Step, prompt: Tensor, end: int, how: Sampling) -
 def _candidates(logits: Tensor, running: list[Beam], prompt: Tensor, how: Sampling) -> list[tuple[int, int, Beam]]:
     """The best 2 x beams ways to go on: row, id and the longer beam. Twice as many, since up to half of them may end."""
     history = torch.stack([torch.cat([prompt, torch.tensor(beam.ids, dtype=torch.long)]) for beam in running])
-    said = adjusted(logits.log_softmax(-1), history, len(prompt), how)  # (R, V)
+    plain = logits.log_softmax(-1)  # (R, V)
+    said = adjusted(plain, history, len(prompt), how)
     totals = said + torch.tensor([beam.total for beam in running], dtype=said.dtype)[:, None]
     values, places = totals.flatten().topk(min(2 * how.beams, totals.numel()))
     found = []
     for value, place in zip(values.tolist(), places.tolist(), strict=True):
         row, token = divmod(place, logits.shape[1])
         if value > -torch.inf:
-            found.append((row, token, Beam((*running[row].ids, token), value, False)))
+            own = running[row].own + float(plain[row, token])
+            found.append((row, token, Beam((*running[row].ids, token), value, False, own)))
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from zoo.core.part import Knobs
@@ -19,6 +19,8 @@ PAD = -1  # in a history (R, S): no token
 
 class Sampling(Knobs):
     """How text is generated. The defaults sample from the model's own distribution."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     max_tokens: PositiveInt = 100
     temperature: NonNegativeFloat = 1.0  # 0: greedy, always the likeliest token
@@ -30,7 +32,7 @@ class Sampling(Knobs):
     no_repeat_ngram: NonNegativeInt = 0  # no sequence of so many tokens twice; 0: no such rule
     beams: PositiveInt = 1  # more than one: beam search instead of sampling
     length_penalty: float = 1.0  # beams are ranked by log-probability / length ** this
-    stop: tuple[str, ...] = ()  # text that ends a continuation, and is not part of it
+    stop: tuple[str, ...] = ()  # text that ends a continuation, and is not part of it; beams are cut there in the end
     seed: NonNegativeInt = 0
 
 
@@ -73,7 +75,7 @@ def _completes_ngram(history: Tensor, n: int, n_vocab: int) -> Tensor:
     repeats = (grams != PAD).all(-1) & (grams[..., : n - 1] == last[:, None]).all(-1)
     row, place = repeats.nonzero(as_tuple=True)
     banned[row, grams[row, place, n - 1]] = True
-    return banned
+    return banned & ~banned.all(-1, keepdim=True)  # something has to be said
 
 
 def filtered(logits: Tensor, how: Sampling) -> Tensor:

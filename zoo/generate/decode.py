@@ -67,15 +67,8 @@ def generate(
         ConfigError: a model in training mode, more samples than beams, or a prompt that is no text.
     """
     how = Sampling() if how is None else how
-    if model.training:
-        raise ConfigError("the model is in training mode: call model.eval() before it generates")
-    if how.beams > 1 and n > how.beams:
-        raise ConfigError(f"{n} samples of {how.beams} beams: there are no more than beams", "n", n)
-    if tokenizer.vocab_size > (model.config.vocab_size or 0):
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {model.config.vocab_size:,}: not its own"
-        )
-    ids = [[tokenizer.bos, *tokenizer.encode(prompt).tolist()] for prompt in prompts]
+    _check(model, tokenizer, how, n)
+    ids = starts(tokenizer, prompts)
     if how.beams > 1:
         return [_searched(model, tokenizer, prompt, start, how, n) for prompt, start in zip(prompts, ids, strict=True)]
     rows = _Rows(model, tokenizer, [start for start in ids for _ in range(n)], how, n, tell)
@@ -83,6 +76,37 @@ def generate(
     texts = [prompt for prompt in prompts for _ in range(n)]
     flat = [c._replace(prompt=prompt) for c, prompt in zip(made, texts, strict=True)]
     return [flat[i : i + n] for i in range(0, len(flat), n)]
+
+
+def starts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """The ids of prompts, each as the beginning of a document.
+
+    Raises:
+        ConfigError: a prompt that is no text.
+    """
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise ConfigError("is no text: it holds bytes that are no UTF-8", "prompt", prompt) from None
+    return [[tokenizer.bos, *tokenizer.encode(prompt).tolist()] for prompt in prompts]
+
+
+def _check(model: Model, tokenizer: Tokenizer, how: Sampling, n: int) -> None:
+    """Raises ConfigError for what ``generate`` cannot do."""
+    if model.training:
+        raise ConfigError("the model is in training mode: call model.eval() before it generates")
+    if how.beams > 1 and n > how.beams:
+        raise ConfigError(f"{n} samples of {how.beams} beams: there are no more than beams", "n", n)
+    drawn = {name: getattr(how, name) for name in ("top_k", "top_p", "min_p") if getattr(how, name) is not None}
+    drawn |= {"temperature": how.temperature} if how.temperature not in (0.0, 1.0) else {}
+    if how.beams > 1 and drawn:
+        name, value = next(iter(drawn.items()))
+        raise ConfigError(f"beam search draws nothing, so with {how.beams} beams this has no meaning", name, value)
+    if tokenizer.vocab_size > (model.config.vocab_size or 0):
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {model.config.vocab_size:,}: not its own"
+        )
 
 
 class Feed:
@@ -206,7 +230,7 @@ def _searched(
         text = tokenizer.decode(beam.ids)
         at = _first(text, how.stop)
         ended = "stop" if at is not None else "document" if beam.ended else "length"
-        found.append(Continuation(prompt, text if at is None else text[:at], beam.ids, beam.total, ended))
+        found.append(Continuation(prompt, text if at is None else text[:at], beam.ids, beam.own, ended))
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from rich.console import Console
 
 from zoo import machine
 from zoo.core.part import ConfigError, faults
-from zoo.generate import Continuation, Sampling, best, generate
-from zoo.report.terminal import printable
+from zoo.generate import Continuation, Sampling, best, generate, starts
+from zoo.report.terminal import say
+from zoo.report.units import finite
 from zoo.trials.open import open_trial
 
 
@@ -40,18 +42,21 @@ def sample(
     """
     found = open_trial(trial, out)
     model, tokenizer = found.model(machine.settle_device("auto")), found.text().tokenizer
-    longest = max(len(tokenizer.encode(prompt)) for prompt in prompts) + 1 + how.max_tokens
+    longest = max(map(len, starts(tokenizer, prompts))) + how.max_tokens
     if longest > found.recipe.model.context:
-        _say(
+        say(
             console,
             f"(up to {longest} tokens, more than the context of {found.recipe.model.context} it was trained on)",
         )
     if n == 1 and len(prompts) == 1 and how.beams == 1:
-        _say(console, prompts[0], end="")
-        generate(model, tokenizer, prompts, how, tell=lambda _, text: _say(console, text, end=""))
-        _say(console, "")
+        say(console, prompts[0], end="")
+        with _room_in_words(how):
+            generate(model, tokenizer, prompts, how, tell=lambda _, text: say(console, text, end=""))
+        say(console, "")
         return
-    for made in generate(model, tokenizer, prompts, how, n):
+    with _room_in_words(how):
+        texts = generate(model, tokenizer, prompts, how, n)
+    for made in texts:
         _print(made if top is None else best(made, top), n, top, console)
 
 
@@ -60,20 +65,28 @@ def sample_json(
 ) -> None:
     """The same as one line of JSON per continuation; raises as ``sample`` does."""
     found = open_trial(trial, out)
-    made = generate(found.model(machine.settle_device("auto")), found.text().tokenizer, prompts, how, n)
+    with _room_in_words(how):
+        made = generate(found.model(machine.settle_device("auto")), found.text().tokenizer, prompts, how, n)
     for rows in made:
         for row in rows if top is None else best(rows, top):
-            line = json.dumps(row._asdict() | {"mean_logprob": row.mean_logprob})
-            console.file.write(line + "\n")
+            line = finite(row._asdict() | {"mean_logprob": row.mean_logprob})
+            console.file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+@contextmanager
+def _room_in_words(how: Sampling) -> Iterator[None]:
+    """A cache for which there is no memory is a wrong option."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as fault:
+        if not machine.is_out_of_memory(fault):
+            raise
+        raise ConfigError("there is no memory to remember so many", "--max-tokens", how.max_tokens) from None
 
 
 def _print(made: Sequence[Continuation], n: int, top: int | None, console: Console) -> None:
     chosen = "" if top is None else f", the best {len(made)} of {n} by log-probability per token"
-    _say(console, f"\n--- {made[0].prompt!r}{chosen}")
+    say(console, f"\n--- {made[0].prompt!r}{chosen}")
     for i, one in enumerate(made, 1):
-        _say(console, f"\n{i}. [{one.mean_logprob:.3f} nats per token, {len(one.ids)} tokens, ended by {one.ended}]")
-        _say(console, one.prompt + one.text)
-
-
-def _say(console: Console, text: str, end: str = "\n") -> None:
-    console.print(printable(text), end=end, markup=False, highlight=False, soft_wrap=True)
+        say(console, f"\n{i}. [{one.mean_logprob:.3f} nats per token, {len(one.ids)} tokens, ended by {one.ended}]")
+        say(console, one.prompt + one.text)
