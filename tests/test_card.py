@@ -61,11 +61,14 @@ def test_what_a_card_says_is_what_the_files_say(folder: Path):
     assert metric["value"] == pytest.approx(trial.result.bits_per_byte, abs=1e-6)
     assert {"gqa", "swiglu"} <= set(header["tags"])
     rows = [json.loads(line) for line in (trial.folder / "log.jsonl").read_text().splitlines()]
-    assert all(f"| {r['step']:,} | {r['loss']:.4f} | {r['lr']:.6g} | {r['tokens']:,} |" in text for r in rows)
+    shares = [f"{r['step']:,} ({r['step'] / 6:.0%})" for r in rows]
+    said = [f"| {s} | {r['loss']:.4f} | {r['lr']:.6g} | {r['tokens']:,} |" for s, r in zip(shares, rows, strict=True)]
+    assert all(line in text for line in said) and said[-1].startswith("| 6 (100%) |")
     assert f"| total | {trial.result.parameters:,} |" in text
     shares = [float(s) for s in re.findall(r"\| (?:embedding|layer\.\d|norm|trunk|head) \| [\d,]+ \| ([\d.]+)%", text)]
     assert sum(shares) == pytest.approx(100, abs=0.3)
     assert "### Layer by layer" in text and "| `layer.1.attention` | `gqa` |" in text
+    assert "query (16, 16)" in text
     assert (trial.folder / "recipe.toml").read_text().strip() in text
 
 

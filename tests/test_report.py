@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from outcomes import outcome
 from playwright.sync_api import Page, sync_playwright
 from rich.console import Console
 
 from recipes import write
-from zoo.report import session
-from zoo.report.page import _inert, marked
-from zoo.report.study import _thinned
+from zoo.report import pictures, session
+from zoo.report.page import _inert, library, marked
+from zoo.report.page import page as page_of
+from zoo.report.pictures import draw
+from zoo.report.rows import rows_of
+from zoo.report.study import Entry, Study, _thinned
 from zoo.trials.grid import plan
 from zoo.trials.places import Execution
 
@@ -110,7 +115,7 @@ def test_a_grid_leaves_pictures_and_a_small_page(folder: Path):
 def test_the_page_asks_no_host_and_has_no_fault(opened: tuple[Page, list[str], list[str]]):
     page, said, asked = opened
     assert said == [] and all(url.startswith(("file:", "data:", "blob:")) for url in asked)
-    for name in ("effects", "curves", "pareto", "experts"):
+    for name in ("effects", "curves", "pareto", "experts-0"):
         assert page.query_selector(f"#{name} svg") is not None, name
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, (
         "nothing but tables and pictures scrolls sideways"
@@ -135,6 +140,33 @@ def test_the_table_sorts_by_mouse_and_by_keyboard(opened: tuple[Page, list[str],
     page.keyboard.press("Enter")
     assert page.eval_on_selector_all("#table tbody tr", values) == sorted(up, reverse=True)
     assert header.get_attribute("aria-sort") == "descending"
+
+
+def test_the_switches_reach_the_differences_and_the_costs(opened: tuple[Page, list[str], list[str]]):
+    page, said, _ = opened
+    points = "els => els.length"
+    before = page.eval_on_selector_all("#effects svg .mark-symbol.role-mark path", points)
+    page.locator("#none").click()
+    assert names(page) == [] and page.inner_text("#shown") == "0 of 3 variants shown"
+    assert not page.locator("#curves").is_visible() and not page.locator("#effects").is_visible()
+    page.locator("#all").click()
+    page.locator("#variants input").last.uncheck()
+    page.wait_for_function("views.pareto.signal('shown').length === 2 && views.effects.signal('shown').length === 1")
+    page.wait_for_timeout(200)
+    after = page.eval_on_selector_all("#effects svg .mark-symbol.role-mark path", points)
+    assert (before, after) == (2, 1)
+    assert page.locator("[data-variant='<img src=x onerror=alert(1)>'] svg").is_visible(), "the load of its experts"
+    page.locator("#all").click()
+    assert len(names(page)) == 3 and said == []
+
+
+def test_pictures_say_what_they_show(opened: tuple[Page, list[str], list[str]]):
+    page, _, _ = opened
+    said = "id => [...document.querySelectorAll(`#${id}, #${id} *`)].map(e => e.ariaLabel).filter(Boolean)"
+    assert any(words.startswith("Difference to plain in bits per byte") for words in page.evaluate(said, "effects"))
+    assert any("switched on" in words for words in page.evaluate(said, "curves"))
+    assert any("parameters" in words and "stand in the table" in words for words in page.evaluate(said, "pareto"))
+    page.locator("[aria-label='Picture of the curves']").focus()  # what scrolls sideways can be reached by keyboard
 
 
 def test_rows_are_filtered_and_variants_switched_off_everywhere(opened: tuple[Page, list[str], list[str]]):
@@ -169,6 +201,53 @@ def test_every_control_has_a_name_and_every_trial_its_recipe(opened: tuple[Page,
     assert page.locator("details[data-variant]").count() == 6
     marks = page.eval_on_selector_all("details[data-variant=wide] mark", "els => els.map(e => e.textContent)")
     assert "hidden_dim = 40" in marks and not any("n_heads" in mark for mark in marks)
+
+
+def invented(n: int, seeds: int, bits: Callable[[int], float | None] = lambda i: 2.0 + i / 100) -> Study:
+    """A study of ``n`` arms that nobody trained; the last one did not finish, and the first has a name that misbehaves."""
+    names = ["base\x1b[31m\u202e", *(f"arm {i} {'with a long name ' * (i % 4)}" for i in range(1, n))]
+    entries = []
+    for i, name in enumerate(names):
+        for seed in range(seeds):
+            done = i < n - 1
+            this = outcome(name, bits(i) + seed / 50 if done else None, seed, "done" if done else "failed", steps=20)
+            log = [
+                {"step": s, "loss": 5 / s if s < 20 else math.nan, "lr": 1e-3, "tokens": 64 * s, "elapsed": 1.0 * s}
+                for s in (1, 10, 20)
+            ]
+            entries.append(Entry(this, Path("nowhere"), tuple(log) if done else (), ()))
+    rows = rows_of([entry.outcome for entry in entries], entries[0].outcome.trial.arm)
+    return Study("st\x07udy", entries[0].outcome.trial.arm, tuple(entries), tuple(rows), {"fact": "\x1b]0;"})
+
+
+def test_of_many_arms_the_best_are_drawn_and_all_are_listed(tmp_path: Path):
+    study = invented(70, 2)
+    assert [path.name for path in draw(study, tmp_path)] == ["curves.svg", "curves.png", "effects.svg"]
+    svg = (tmp_path / "curves.svg").read_text(encoding="utf-8")
+    assert "the 12 best of 70 and the baseline" in svg
+    drawn = study.drawn(pictures.MANY, pictures.FEW)
+    assert drawn == study.variants[:13], "the baseline, and those with the fewest bits per byte"
+    assert len({pictures.palette(study)[name] for name in drawn}) == 13, "no two of them share a colour"
+    text = page_of(study)
+    assert text.count('<input type="checkbox"') == 70 and len(text) < 2_000_000 and '<details id="variants">' in text
+
+
+def test_no_control_character_gets_into_a_picture_or_the_page(tmp_path: Path):
+    study = invented(5, 1)
+    draw(study, tmp_path)
+    for text in (page_of(study).replace(library(), ""), *(p.read_text("utf-8") for p in tmp_path.glob("*.svg"))):
+        assert not {c for c in text if not c.isprintable()} - {"\n", "\t"} and "base\\x1b[31m\\x202e" in text.replace(
+            "&#92;", "\\"
+        )
+    for path in tmp_path.glob("*.svg"):
+        ET.parse(path)
+
+
+def test_a_grid_of_which_nothing_was_scored_has_a_page_all_the_same(tmp_path: Path):
+    study = invented(1, 1)
+    assert draw(study, tmp_path) == [] and "failed" in page_of(study)
+    one = invented(2, 1)  # one arm, scored, and one that failed
+    assert [path.stem for path in draw(one, tmp_path)] == ["curves", "curves"] and "failed" in page_of(one)
 
 
 def test_lines_that_the_baseline_lacks_are_marked():

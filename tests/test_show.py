@@ -51,6 +51,7 @@ def test_layers_of_one_config_are_shown_once_and_others_apart(compact: Recipe):
     assert heads == ["layer.0 to layer.5, each", "layer.6 to layer.9, each"]  # XSA in the last four
     assert any("query (512, 512)" in line and "gqa" in line for line in lines)
     assert any(line.startswith("parameters") and "24,730,705" in line for line in lines)
+    assert any(line.split()[:2] == ["0", "bigram_hash"] and "table (4096, 128)" in line for line in lines)
 
 
 @pytest.mark.parametrize(("items", "runs"), [("aabbba", [(0, 1), (2, 4), (5, 5)]), ("", []), ("x", [(0, 0)])])
@@ -107,7 +108,15 @@ def test_the_picture_names_every_part_and_draws_every_skip(compact: Recipe):
     paths = [element.get("class") for element in svg.iter("{http://www.w3.org/2000/svg}path")]
     assert paths.count("skip") == 4 and paths.count("wire") == 2 + 10 + 9
     boxes = list(svg.iter("{http://www.w3.org/2000/svg}rect"))
-    assert all(float(box.get("y")) >= 0 for box in boxes) and len(boxes) == 1 + 3 + 2 + 2
+    assert 0 <= min(float(box.get("y")) for box in boxes) < 60, "the model stands at the top, however long the list"
+    assert len(boxes) == 1 + 3 + 2 + 2
+
+
+def test_of_a_search_names_alone_are_listed():
+    grid = plan(ROOT / "recipes" / "screen.toml", profile="full")
+    svg = ET.fromstring(diagram(grid.recipe, grid))
+    text = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert "screen: 75 arms x 1 seed" in text and " and 35 more" in text and not any("= 0." in t[:30] for t in text)
 
 
 def test_show_draws_into_a_file_and_refuses_what_cannot_be_written(tmp_path: Path):

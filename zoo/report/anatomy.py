@@ -22,7 +22,7 @@ class Line(NamedTuple):
     """One part of a model, with all that is in it."""
 
     path: str
-    what: str  # its kind, or its class where it has none
+    what: str  # its kind, or its class where it has none; "" for what only holds pieces
     shapes: tuple[str, ...]  # of the parameters in it that no line below holds, e.g. ``query (128, 128)``
     parameters: int
     active: int  # that one token uses
@@ -70,12 +70,14 @@ def _lines(model: Model) -> Iterator[Line]:
 
 
 def _is_shown(path: str) -> bool:
-    """Parts of the model and of its layers, with what fills these, but no single matrices and no folders of layers."""
-    return bool(re.fullmatch(r"layer\.\d+(\.\w+)?|(?!layer)\w+", path))
+    """Parts of the model and of its layers, with what fills these and the pieces of stems, but no single matrices."""
+    return bool(re.fullmatch(r"layer\.\d+(\.\w+|\.stem\.\d+)?|stem\.\d+|(?!layer)\w+", path))
 
 
 def _what(module: nn.Module) -> str:
-    return str(module.kind) if isinstance(module, Part) and module.kind else type(module).__name__
+    if isinstance(module, Part) and module.kind:
+        return str(module.kind)
+    return "" if isinstance(module, nn.ModuleList) else type(module).__name__  # a stem is its pieces
 
 
 def shown_lines(seen: Anatomy) -> list[str]:

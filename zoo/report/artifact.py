@@ -8,7 +8,7 @@ from rich.console import Console
 
 from zoo import plugins
 from zoo.codecs.slots import Codec
-from zoo.report.terminal import print_table
+from zoo.report.terminal import print_table, say
 from zoo.trials.artifacts import NAME, RECORD, Shipped, codec_named, record, same_arm, ship, write_record
 from zoo.trials.open import Finished, open_trial
 
@@ -47,7 +47,7 @@ def artifact(
         told, path = record(trials, shipped, chosen), (to or asked.folder) / RECORD
         write_record(path, told)
         spread = "one seed, so no spread" if told["val_bpb_std"] is None else f"± {told['val_bpb_std']:.4f}"
-        _say(console, f"{len(trials)} seeds: {told['val_bpb']:.4f} bits per byte ({spread}). Written to {path}")
+        say(console, f"{len(trials)} seeds: {told['val_bpb']:.4f} bits per byte ({spread}). Written to {path}")
 
 
 def _ship(
@@ -79,16 +79,12 @@ def _print(trial: Finished, codec: Codec.Config, made: Shipped, console: Console
     rows += [{**blank, "part": "with code", "bytes": f"{made.bytes_total:,}"}]
     print_table(console, f"{trial.folder.name}, codec {codec.part.kind}", rows, ["entropy of codes", "stored"])
     for line in made.remarks:
-        _say(console, line)
+        say(console, line)
     before, after = made.before, made.after
-    _say(
+    say(
         console,
         f"loss {before.nats_per_token:.4f} -> {after.nats_per_token:.4f} nats per token, "
         f"{before.bits_per_byte:.4f} -> {after.bits_per_byte:.4f} bits per byte "
         f"({after.bits_per_byte - before.bits_per_byte:+.4f}), over {after.bytes:,} bytes of validation text",
     )
-    _say(console, f"Written to {made.path}; every byte of it read back and checked.")
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(console, f"Written to {made.path}; every byte of it read back and checked.")

@@ -167,19 +167,22 @@ def _log(path: Path) -> str:
     if not rows:
         return "No step was logged."
     chosen = _round_steps([row["step"] for row in rows])
+    last = rows[-1]["step"]
     cells = [
         (
-            f"{row['step']:,}",
+            f"{row['step']:,} ({row['step'] / last:.0%})",
             significant(row["loss"]),
             f"{row['lr']:.6g}",
             f"{row['tokens']:,}",
+            duration(row["elapsed"]),
             significant(row.get("valid_bpb")),
         )
         for row in rows
         if row["step"] in chosen
     ]
     said = "Average loss in nats per token since the line before it in the log; learning rate of the matrices."
-    return said + "\n\n" + markdown_table(("step", "average loss", "learning rate", "tokens", "bits per byte"), cells)
+    heads = ("step", "average loss", "learning rate", "tokens", "elapsed", "bits per byte")
+    return said + "\n\n" + markdown_table(heads, cells)
 
 
 def _round_steps(steps: Sequence[int]) -> set[int]:
@@ -216,8 +219,17 @@ def _architecture(recipe: Recipe, seen: Anatomy) -> str:
         lines.append(f"- layers {first} to {last}:" if last > first else f"- layer {first}:")
         table = tabulate(seen.layers[first])
         lines += [f"  - {k}: {escaped(spell(v))}" for k, v in table.items() if k != "kind"]
-    rows = [(f"`{line.path}`", f"`{line.what}`", f"{line.parameters:,}") for line in seen.lines]
-    detail = markdown_table(("part", "kind", "parameters"), rows)
+    rows = [
+        (
+            f"`{line.path}`",
+            f"`{line.what}`",
+            f"{line.parameters:,}",
+            f"{line.active:,}",
+            escaped(", ".join(line.shapes)),
+        )
+        for line in seen.lines
+    ]
+    detail = markdown_table(("part", "kind", "parameters", "active per token", "shapes"), rows)
     return "### Summary\n\n" + "\n".join(lines) + "\n\n### Layer by layer\n\n" + detail
 
 

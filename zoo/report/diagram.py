@@ -78,7 +78,7 @@ def diagram(recipe: Recipe, grid: Grid | None = None) -> str:
     )
     ET.SubElement(svg, "title").text = printable(f"{recipe.name}: {recipe.variant}")
     ET.SubElement(svg, "style").text = STYLE
-    places = _draw_boxes(svg, boxes, tall - 20)
+    places = _draw_boxes(svg, boxes, sum(heights) + 40)
     _draw_flows(svg, boxes, places, wires(model), skips(model), str(recipe.model.trunk.part.kind))
     for i, line in enumerate(beside):
         _text(svg, LEFT + BOX + 130, 40 + ROW * i, line, "head" if not line.startswith(" ") else "")
@@ -124,14 +124,17 @@ def _cut(text: str) -> str:
 def _questions(grid: Grid) -> list[str]:
     """The arms of a grid: each with the knobs in which it differs from the first."""
     first = grid.arms[0].recipe
-    lines = [f"{grid.name}: {len(grid.arms)} arms x {len(grid.seeds)} seeds"]
-    for arm in grid.arms[:24]:
+    n_arms, n_seeds = len(grid.arms), len(grid.seeds)
+    lines = [f"{grid.name}: {n_arms} arm{'s' * (n_arms > 1)} x {n_seeds} seed{'s' * (n_seeds > 1)}"]
+    for arm in grid.arms[:40]:
         lines.append(f" {_cut(arm.name)}")
+        if n_arms > 24:  # a search: names say what was drawn
+            continue
         changed = [(p, pair) for p, pair in differences(arm.recipe, first).items() if p != "model.vocab_size"]
         told = (f"{path.removeprefix('model.')} = {spell(new)}" for path, (_, new) in changed[:3])
         lines += [f"    {_cut(line)}" for line in told]
         lines += [f"    and {len(changed) - 3} more knobs"] if len(changed) > 3 else []
-    return lines + ([f" and {len(grid.arms) - 24} more"] if len(grid.arms) > 24 else [])
+    return lines + ([f" and {n_arms - 40} more"] if n_arms > 40 else [])
 
 
 def _draw_boxes(svg: ET.Element, boxes: Sequence[Box], bottom: int) -> list[tuple[int, int]]:

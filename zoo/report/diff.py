@@ -10,6 +10,7 @@ from rich.console import Console
 from zoo.core.tables import tabulate
 from zoo.report.rows import Entry, plan_hash, plan_in_words
 from zoo.report.scores import heading
+from zoo.report.terminal import say
 from zoo.report.units import bytes_of, count, flops, scaled, signed, significant
 from zoo.result import Result
 from zoo.trials.names import differences, spell
@@ -34,7 +35,7 @@ WIDEST = 60  # characters of a value before it is cut: what is long differs earl
 def print_diff(a: Finished, b: Finished, console: Console) -> None:
     """Print the knobs, facts and figures of two trials, and whether their scores may be compared."""
     for line in lines_of(a, b):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def lines_of(a: Finished, b: Finished) -> list[str]:

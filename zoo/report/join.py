@@ -15,6 +15,7 @@ from zoo import plugins
 from zoo.core.part import ConfigError, nearest
 from zoo.report import table
 from zoo.report.rows import Entry, Row, plan_hash, rows_from
+from zoo.report.terminal import say
 from zoo.report.where import matching
 from zoo.result import Result, understood
 from zoo.trials.address import NAMES
@@ -170,4 +171,4 @@ def print_joined(joined: Joined, form: str | None, console: Console, warn: Calla
     else:
         lines = [{"csv": table.csv_text, "json": table.json_text, "latex": table.latex}[form](joined.rows).rstrip()]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)

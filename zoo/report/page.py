@@ -23,7 +23,7 @@ from zoo.report.rows import Row
 from zoo.report.study import Entry, Study
 from zoo.report.table import STATISTICS, WORDS, by_plan, sayings
 from zoo.report.terminal import printable
-from zoo.report.units import bytes_of, count, flops, probability, signed, significant, span
+from zoo.report.units import bytes_of, count, finite, flops, probability, signed, significant, span
 from zoo.trials.store import write_whole
 
 HERE = Path(__file__).parent
@@ -34,10 +34,17 @@ def write_page(study: Study, path: Path) -> None:
     write_whole(path, page(study))
 
 
+def _visible(value: Any) -> Any:
+    """What stands in the page is what is seen: no control characters, nothing that turns the writing around."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def page(study: Study) -> str:
     """The page as HTML."""
     loader = jinja2.FileSystemLoader(HERE)
-    world = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    world = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_visible
+    )
     drawn = {name: spec for name, spec in specs(study).items() if spec is not None}
     rows = _comparable(study.rows)
     columns = [c for c in COLUMNS if any(c[1](row)[0] for row in rows)]
@@ -51,15 +58,21 @@ def page(study: Study) -> str:
         trials=[_trial(entry, study) for entry in study.entries],
         facts=sorted(study.facts.items()),
         specs=drawn,
+        experts=list(enumerate(pictures.loads(study))),
         data=_inert(drawn),
-        variants=list(zip(study.variants, pictures.colours(len(study.variants)), strict=True)),
+        ranked=_inert(pictures.shown(study.ranked())),
+        present=_inert(pictures.shown(_present(study))),
+        row=pictures.ROW,
+        many=pictures.MANY,
+        few=pictures.FEW,
+        variants=list(pictures.palette(study).items()),
         measures=sorted({row["measure"] for row in study.curves()}, reverse=True),
         spent=pictures.SPENT,
         library=Markup(library()),
     )
 
 
-Cell = tuple[str, float | None]  # what is shown, and what is sorted by where that is a number
+Cell = tuple[str, float | str | None]  # what is shown, and what is sorted by; None: by what is shown
 
 
 def _number(text: str, value: float | None) -> Cell:
@@ -67,7 +80,7 @@ def _number(text: str, value: float | None) -> Cell:
 
 
 COLUMNS: list[tuple[str, Any]] = [
-    ("bits/byte", lambda r: _number(significant(r.bits_per_byte), r.bits_per_byte)),
+    ("bits/byte", lambda r: (significant(r.bits_per_byte) or "no score", r.bits_per_byte if r.done else "")),
     ("± sd", lambda r: _number(significant(r.sd), r.sd)),
     ("difference", lambda r: _number(signed(r.difference), r.difference)),
     ("95% interval", lambda r: _number(span(r.interval_low, r.interval_high), r.interval_low)),
@@ -125,47 +138,54 @@ def marked(baseline: str, own: str) -> Markup:
     lines: list[Markup] = []
     for tag, _, _, start, end in difflib.SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes():
         for line in ours[start:end]:
+            line = printable(line)
             lines.append(escape(line) if tag == "equal" else Markup("<mark>{}</mark>").format(line))
     return Markup("\n").join(lines)
+
+
+def _present(study: Study) -> dict[str, list[str]]:
+    """Which variants each picture has something of."""
+    return {
+        "effects": [row.variant for row in study.rows if row.difference is not None],
+        "pareto": [row["variant"] for row in study.finals()],
+        "curves": sorted({row["variant"] for row in study.curves() if row["mean"] is not None}),
+    }
 
 
 def specs(study: Study) -> dict[str, dict[str, Any] | None]:
     """The page's pictures as Vega-Lite; those that the grid has nothing for are None."""
     made = {
-        "effects": pictures.effects(study, "container"),
-        "pareto": pictures.pareto(study),
-        "experts": pictures.experts(study),
+        "effects": pictures.effects(study, page=True),
+        "pareto": pictures.pareto(study, page=True),
     }
-    found = {name: None if chart is None else chart.to_dict() for name, chart in made.items()}
+    found = {name: None if chart is None else pictures.asked(chart, study).to_dict() for name, chart in made.items()}
     found["curves"] = curves(study).to_dict() if study.curves() else None
-    return found
+    return found | {f"experts-{i}": chart.to_dict() for i, chart in enumerate(pictures.loads(study).values())}
 
 
 def curves(study: Study) -> alt.TopLevelMixin:
     """One picture whose measure, horizontal axis and variants the page's controls choose, with values under the pointer."""
-    first = study.curves()[0]["measure"]
-    shown = alt.param(name="shown", value=study.variants)
-    measure, spent = alt.param(name="measure", value=first), alt.param(name="spent", value="steps")
-    base = (
-        alt.Chart(alt.Data(values=study.curves()), width="container", height=340)
-        .transform_filter("datum.measure === measure && indexof(shown, datum.variant) >= 0 && datum.mean !== null")
-        .transform_calculate(x="datum[spent]")
-    )
-    x = alt.X("x:Q", title=None, axis=alt.Axis(format="~s"))
+    rows = pictures.shown(study.curves())
+    measure, spent = alt.param(name="measure", value=rows[0]["measure"]), alt.param(name="spent", value="steps")
+    base = pictures.switched(alt.Chart(alt.Data(values=rows), width="container", height=340))
+    base = base.transform_filter("datum.measure === measure && datum.mean !== null")
+    base = base.transform_calculate(x="datum[spent]")
+    x = alt.X("x:Q", title=None, axis=alt.Axis(labelExpr="format(datum.value, spent === 'seconds' ? '~g' : '~s')"))
     y = alt.Y("mean:Q", title=None, scale=alt.Scale(zero=False))
-    shade = pictures.shade(study.variants, legend=False)
-    band = base.mark_area(opacity=0.2).encode(
+    shade = pictures.shade(study, legend=False)
+    band = base.mark_area(opacity=0.2, aria=False).encode(
         x=x, y=alt.Y("low:Q", scale=alt.Scale(zero=False)), y2="high:Q", color=shade
     )
-    line = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=shade)
+    line = base.mark_line(strokeWidth=2, aria=False).encode(x=x, y=y, color=shade)
     tips = ["variant:N", "measure:N", "steps:Q", "tokens:Q", "seconds:Q", "mean:Q", "low:Q", "high:Q"]
-    dots = base.mark_point(filled=True, size=40, opacity=0.55).encode(x=x, y=y, color=shade, tooltip=tips)
-    return alt.layer(band, line, dots).add_params(shown, measure, spent)
+    dots = base.mark_point(filled=True, size=40, opacity=0.55, aria=False).encode(x=x, y=y, color=shade, tooltip=tips)
+    told = "Curves of the variants that are switched on; their final figures stand in the table"
+    return pictures.asked(alt.layer(band, line, dots).properties(description=told), study).add_params(measure, spent)
 
 
 def _inert(value: Any) -> Markup:
     """JSON that may stand inside a script element: no character can end it."""
-    text = json.dumps(value, allow_nan=False)
+    text = json.dumps(finite(value), allow_nan=False)
     for mark in "<>&\u2028\u2029":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     return Markup(text)

@@ -11,6 +11,7 @@ from zoo.core.part import ConfigError
 from zoo.data.cache import default_cache
 from zoo.report.live import view_for
 from zoo.report.session import dry_run, open_grid
+from zoo.report.terminal import say
 from zoo.report.units import duration
 from zoo.trials import match as matching
 from zoo.trials.forecast import Spread, bill, detectable, spread_of, stored_results
@@ -57,24 +58,20 @@ def show_plan(
     dry_run(grid, "*", console)
     for arm in grid.arms:
         for note in arm.notes:
-            _say(console, f"{arm.name}: {note}")
+            say(console, f"{arm.name}: {note}")
     if (asked := race(grid)) is not None:
         rungs = ", ".join(f"{steps:,}" for steps in asked.rungs)
-        _say(console, f"A race over {rungs} updates; counted is every arm at full length, to which not all may come.")
+        say(console, f"A race over {rungs} updates; counted is every arm at full length, to which not all may come.")
     elif is_staged(grid):
-        _say(console, "Later trials follow from the results of these, so they are not counted.")
+        say(console, "Later trials follow from the results of these, so they are not counted.")
     known = spread_of(stored_results(out or Path("results") / slug(grid.name)), [arm.name for arm in grid.arms])
     known = known if noise is None else Spread(noise, "as --noise says")
     for line in power_lines(known, len(grid.seeds)):
-        _say(console, line)
+        say(console, line)
     if measured:
         _show_bill(grid, price, workers, console)
     elif price is not None:
         raise ConfigError("--price needs --measure: without times there is nothing to be paid for")
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def power_lines(noise: Spread, seeds: int) -> list[str]:
@@ -96,9 +93,9 @@ def _show_bill(grid: Grid, price: float | None, workers: int | None, console: Co
         at_once = max(1, len(places_for([arm.recipe for arm in grid.arms], len(ready.trials), workers)))
         found = bill(ready, Timings(default_cache()), at_once, price, lambda arm: view.say(f"timing {arm} ..."))
     spent = f"{found.measured:.1f} s spent on timing" if found.measured else "nothing spent: all of it was known"
-    _say(console, f"Timed: {found.shapes} distinct {'shape' if found.shapes == 1 else 'shapes'}, {spent}.")
+    say(console, f"Timed: {found.shapes} distinct {'shape' if found.shapes == 1 else 'shapes'}, {spent}.")
     cost = "" if found.cost is None else f", {found.cost:,.2f} at {price:g} an hour"
-    _say(
+    say(
         console,
         f"The whole: {duration(found.seconds)} of training and scoring, {duration(found.wall)} with {at_once} at once"
         f"{cost}. The longest trial takes {duration(found.longest)}. Trials that are finished already are counted.",

@@ -14,7 +14,7 @@ from zoo.proof.decode import decode as decoded
 from zoo.proof.file import save
 from zoo.proof.prove import CLOSE, CODE, Proven, prove
 from zoo.proof.rivals import Rivalry
-from zoo.report.terminal import print_table
+from zoo.report.terminal import print_table, say
 from zoo.scoring.slots import Scorer
 from zoo.trials.open import open_trial
 
@@ -104,7 +104,7 @@ def _print(found: Proven, driver: Scorer.Config, console: Console) -> None:
         if rivalry.plain is None
     ]
     for line in [*lines, f"Written: {found.path}, {found.artifact}"]:
-        _say(console, line)
+        say(console, line)
 
 
 def _row(found: Proven, blank: dict[str, str], what: str, n_bytes: int) -> dict[str, str]:
@@ -130,8 +130,4 @@ def decode(artifact: Path, proof: Path, to: Path, console: Console) -> None:
     with console.status("decoding") as status:
         text = decoded(artifact, proof, lambda share: status.update(f"decoding: {share:.0%}"))
     save(to, text)
-    _say(console, f"{len(text):,} bytes, checked against the proof's hash, written to {to}")
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{len(text):,} bytes, checked against the proof's hash, written to {to}")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from zoo.report.rows import of_one_plan
 from zoo.report.table import escaped
-from zoo.report.terminal import print_table
+from zoo.report.terminal import print_table, say
 from zoo.report.units import significant
 from zoo.trials.effects import Cell, effects, missing
 from zoo.trials.envelope import BEST, Curve, gaps, warnings, word
@@ -58,7 +58,7 @@ def print_section(console: Console, section: Section) -> None:
     for caption, rows in section.tables:
         print_table(console, f"{section.title}: {caption}", rows, ())
     for remark in section.remarks:
-        console.print(remark, markup=False, highlight=False, soft_wrap=True)
+        say(console, remark)
 
 
 def spoken(comparison: Comparison | None) -> str:

@@ -22,7 +22,7 @@ from zoo.report.diagram import diagram
 from zoo.report.live import view_for
 from zoo.report.publish import write_cards, write_pictures
 from zoo.report.sections import Section, markdown, print_section, sections
-from zoo.report.terminal import print_table
+from zoo.report.terminal import print_table, say
 from zoo.report.tracking import Tracked
 from zoo.report.units import bytes_of, flops, scaled
 from zoo.trials.check import check, locate, memory, outline
@@ -50,12 +50,8 @@ def open_grid(
     grid = plan(recipe, profile, sets, seeds, device, ranks=ranks)
     check_stages(grid)
     for line in grid.said:
-        _say(console, line)
+        say(console, line)
     return grid
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def dry_run(grid: Grid, only: str, console: Console) -> None:
@@ -196,12 +192,12 @@ def _print(outcomes: Sequence[Outcome], grid: Grid, root: Path, console: Console
     rows = table.rows_of(outcomes, grid.arms[0])
     table.print_rows(console, rows, grid.name)
     for line in table.remarks(rows):
-        _say(console, line)
+        say(console, line)
     for section in beside:
         print_section(console, section)
     more = [f"{section.name}.md" for section in beside]
     files = ", ".join(["report.html", "table.md", "table.csv", "results.csv (a row for each trial)", *more])
-    _say(console, f"Written to {root}{os.sep}: {files}, and a folder for each trial.")
+    say(console, f"Written to {root}{os.sep}: {files}, and a folder for each trial.")
 
 
 def list_kinds(slot: str | None, recipe: Path | None, files: Sequence[Path], console: Console) -> None:
@@ -217,14 +213,14 @@ def list_kinds(slot: str | None, recipe: Path | None, files: Sequence[Path], con
     last = None
     for kind in kinds(slot):
         if kind.slot != last:
-            _say(console, f"{'' if last is None else chr(10)}{kind.slot}")
+            say(console, f"{'' if last is None else chr(10)}{kind.slot}")
             last = kind.slot
-        _say(console, f"  {kind.kind:<16}{kind.idea}")
+        say(console, f"  {kind.kind:<16}{kind.idea}")
         for line in (f"source: {kind.source}" * bool(kind.source), *(f"breaks {b}" for b in kind.breaks)):
             if line:
-                _say(console, f"{'':18}{line}")
+                say(console, f"{'':18}{line}")
         if kind.knobs:
-            _say(console, f"{'':18}knobs: {', '.join(kind.knobs)}")
+            say(console, f"{'':18}knobs: {', '.join(kind.knobs)}")
 
 
 def show(
@@ -245,11 +241,11 @@ def show(
         raise locate(grid, arm, fault) from None
     if svg is not None:
         write_file(svg, diagram(arm.recipe, grid))
-        _say(console, f"Written: {svg}")
+        say(console, f"Written: {svg}")
         return
-    _say(console, dumps(arm.recipe))
+    say(console, dumps(arm.recipe))
     for line in shown_lines(seen):
-        _say(console, line)
+        say(console, line)
 
 
 def write_file(path: Path, text: str) -> None:

@@ -56,6 +56,18 @@ class Study(NamedTuple):
         """Names of arms in the order of the table."""
         return [row.variant for row in self.rows]
 
+    def drawn(self, many: int, few: int) -> list[str]:
+        """The variants whose curves are drawn: all, or of more than ``many`` the baseline and the ``few`` best."""
+        return self.variants if len(self.rows) <= many else self.ranked()[: few + 1]
+
+    def ranked(self) -> list[str]:
+        """The baseline, then the others from the fewest bits per byte to those that have none."""
+
+        def place(row: Row) -> tuple[bool, bool, float]:
+            return row.variant != self.baseline.name, row.bits_per_byte is None, row.bits_per_byte or 0.0
+
+        return [row.variant for row in sorted(self.rows, key=place)]
+
     def curves(self) -> list[dict[str, Any]]:
         """One row per variant, measure and logged step: mean, least and greatest over seeds.
 

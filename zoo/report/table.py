@@ -16,7 +16,7 @@ from rich.console import Console
 
 from zoo.report.rows import BASELINE, Entry, Row, rows_from, rows_of
 from zoo.report.scores import heading
-from zoo.report.terminal import print_table
+from zoo.report.terminal import print_table, printable
 from zoo.report.units import bytes_of, count, flops, probability, scaled, signed, significant, span
 from zoo.result import Result
 from zoo.trials.statistics import ONE_SEED, noise_floor
@@ -155,7 +155,8 @@ def shared_facts(results: Iterable[Result]) -> dict[str, str]:
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is inside a table."""
+    """Text that Markdown shows as it is inside a table; control characters are written out."""
+    text = printable(text)
     for mark in "\\|`*_<>[]":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())

@@ -27,6 +27,7 @@ def print_table(
         spare: columns that may be left out where there is no room, the first of them first.
         styles: one for each row.
     """
+    rows = [{column: printable(cell) for column, cell in row.items()} for row in rows]
     if not console.is_terminal:
         console.width = max(console.width, PIPE_WIDTH)
     columns, missing = list(rows[0]), []
@@ -41,7 +42,9 @@ def print_table(
 
 
 def _table(title: str, rows: Rows, columns: Sequence[str], styles: Sequence[str | None]) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=Text(printable(title)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for i, name in enumerate(columns):
         heading, least = name.replace(" ", "\n"), _width(rows, name)
         if i:
@@ -64,3 +67,8 @@ def _width(rows: Rows, column: str) -> int:
 def printable(text: str) -> str:
     """Text that moves no cursor and sets no colour: control characters are written out, lines and tabs are kept."""
     return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def say(console: Console, text: str, end: str = "\n") -> None:
+    """Print a text as it is, whatever marks and control characters it holds; only the terminal breaks its lines."""
+    console.print(printable(text), end=end, markup=False, highlight=False, soft_wrap=True)

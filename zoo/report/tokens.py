@@ -15,7 +15,7 @@ from zoo.api import pick
 from zoo.data.prepare import Prepared
 from zoo.data.slots import Document, Tokenizer
 from zoo.report.live import view_for
-from zoo.report.terminal import printable
+from zoo.report.terminal import printable, say
 from zoo.report.units import scaled
 from zoo.trials.grid import Grid
 from zoo.trials.run import text_of
@@ -122,17 +122,13 @@ def _print(prepared: Prepared, found: Measures, documents: Sequence[Document], c
     }
     width = max(map(len, rows)) + 2
     for name, value in rows.items():
-        _say(console, f"{name:<{width}}{value}")
-    _say(console, "\nlongest tokens")
+        say(console, f"{name:<{width}}{value}")
+    say(console, "\nlongest tokens")
     for i, text in longest(tokenizer):
-        _say(console, f"  {i:>8,}  {text!r}")
-    _say(console, "")
+        say(console, f"  {i:>8,}  {text!r}")
+    say(console, "")
     text = "".join(islice((c for document in documents for c in document.text), SAMPLE))
     console.print(coloured(tokenizer, text), soft_wrap=True)
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def tokens(
