@@ -212,6 +212,11 @@ BAD = {
     "device": (["small.toml", "--device", "cuda:77"], "--device: machine.device = 'cuda:77': this machine has no such device"),
     "slot": (["list", "atention"], "no slot is called 'atention', did you mean 'attention'?"),
     "plug-in": (["list", "--plugin", "none.py"], "none.py: cannot be read"),
+    "folder": (["."], ".: is a folder; a recipe is a file, there are: axis.toml, small.toml"),
+    "no time": (["small.toml", "--time-limit", "0"], "--time-limit 0: must be more than 0 seconds"),
+    "time before": (["small.toml", "--silence-limit", "-3"], "--silence-limit -3: must be more than 0 seconds"),
+    "noise": (["plan", "small.toml", "--noise", "-1"], "--noise -1: must be at least 0"),
+    "plug-in raises": (["list", "--plugin", "boom.py"], "boom.py: does not import: RuntimeError: boom (line 2)"),
     "variant": (["show", "small.toml", "--variant", "base"], "no such arm, did you mean 'baseline'?"),
 }  # fmt: skip
 
@@ -222,6 +227,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(tmp_path: Path, case: str) 
     write(tmp_path, "[profiles.cpu]\n'train.steps' = 2\n")
     write(tmp_path, "[grid]\n'modle.dim' = [3]\n", name="axis.toml")
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "boom.py").write_text("#\nraise RuntimeError('boom')\n")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     before = files(tmp_path)
     ended = call(*words)

@@ -395,7 +395,7 @@ def test_text_that_is_not_utf8_and_a_folder_are_no_recipes(tmp_path: Path) -> No
         plan(path)
     with pytest.raises(ConfigError, match=r"no such file, did you mean 'latin\.toml'"):
         plan(tmp_path / "latn.toml")
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="is a folder; a recipe is a file, there are: latin"):
         plan(tmp_path)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from zoo.core.part import ConfigError
@@ -13,6 +15,21 @@ from zoo.trials.run import Outcome, Ready, data_key
 from zoo.trials.store import Store
 
 PAGE = "report.html"
+
+
+def get_ready() -> None:
+    """Load what tables and pictures need, in a thread: for a grid whose last trials are running while a core is idle."""
+    threading.Thread(target=_load, daemon=True).start()
+
+
+def _load() -> None:
+    with suppress(Exception):  # whoever then draws says what is missing
+        import scipy.stats  # noqa: F401
+
+        from zoo.report import page, pictures
+
+        page.library()
+        pictures.warm_up()
 
 
 def write_cards(outcomes: Sequence[Outcome], ready: Ready, store: Store) -> None:

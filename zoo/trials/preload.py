@@ -1,0 +1,20 @@
+"""Everything that a worker imports, for the process that workers are copies of (zoo/trials/processes.py).
+
+Installed packages with kinds of their own are left to each worker: what they do while they are imported nobody can know, and a
+process that has used a GPU cannot be copied.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+
+import sentencepiece  # noqa: F401  (what reading a tokenizer imports late)
+
+import zoo.trials.run  # noqa: F401
+from zoo.plugins import OWN
+
+for folder in OWN:
+    importlib.import_module(folder)
+gc.collect()
+gc.freeze()  # what was imported stays: not to be looked through again in every worker, nor copied for its marks
