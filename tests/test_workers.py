@@ -54,9 +54,9 @@ def test_workers_are_copies_of_one_process_that_imports_and_do_as_their_parent_d
     processes.warm_up()
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "later"))  # after the process that workers are copies of has begun
     grid = plan(write(tmp_path), seeds=3)
-    rested = []
+    finished = []
     with Crew(grid.folder, [Place()] * 2, Limits()) as crew, view_for(Console(), manner="quiet") as view:
-        crew.at_rest = lambda: rested.append(len(list((tmp_path / "out").glob("[!.]*/result.json"))))
+        crew.at_last = lambda: finished.append(len(list((tmp_path / "out").glob("[!.]*/result.json"))))
         crew.start()
         servers = [pid for pid, line in children(os.getpid()) if b"forkserver" in line]
         copies = {pid for server in servers for pid, _ in children(server)}
@@ -64,6 +64,6 @@ def test_workers_are_copies_of_one_process_that_imports_and_do_as_their_parent_d
         ready = make_ready(grid, grid.arms, view)
         outcomes = list(run(ready, Store(tmp_path / "out"), grid.folder, view, crew=crew))
     assert [outcome.result.status for outcome in outcomes] == ["done"] * 3
-    assert rested == [2]  # told once, when two of three were over and one worker had nothing left
+    assert len(finished) == 1 and 1 <= finished[0] < 3  # told once, when the last of three was given out
     assert list((tmp_path / "later").glob("guards-*"))  # which workers write, the parent never
     assert not any(worker in {pid for s in servers for pid, _ in children(s)} for worker in copies)

@@ -120,7 +120,7 @@ def run_grid(
         if crew is not None and len(list(root.glob(f"[!.]*/{RESULT}"))) < len(wanted) * len(grid.seeds):
             crew.start()  # while the text is being prepared
         if isinstance(crew, Crew):
-            crew.at_rest = get_ready
+            crew.at_last = get_ready
         text = {data_key(arm.recipe) for arm in wanted}  # arms on other text are neither trained nor looked up
         everything = make_ready(grid, [arm for arm in grid.arms if data_key(arm.recipe) in text], view)
 

@@ -98,7 +98,7 @@ class Crew:
     ) -> None:
         self.folder, self.places, self.limits, self.sharing = folder, list(places), limits, sharing
         self.workers: list[Worker] = []
-        self.at_rest: Callable[[], None] | None = None  # called once, when the first worker finds nothing left to do
+        self.at_last: Callable[[], None] | None = None  # called once, when the last trial has been given to a worker
         self.before: Any = None  # what SIGTERM meant
 
     def __enter__(self) -> Crew:
@@ -162,19 +162,15 @@ class Crew:
                     view.begin(trial, number, total)
                     worker.give(trial, store)
             busy = [worker for worker in self.workers if worker.trial]
-            if len(busy) < len(self.places):
-                self._rest()
+            if not waiting and self.at_last is not None:
+                call, self.at_last = self.at_last, None
+                call()
             ready = wait([worker.pipe for worker in busy], self._patience())
             for worker in busy:
                 if worker.pipe in ready:
                     yield from self._hear(worker, view)
                 elif why := worker.overdue(self.limits):
                     yield self._lose(worker, why)
-
-    def _rest(self) -> None:
-        if self.at_rest is not None:
-            call, self.at_rest = self.at_rest, None
-            call()
 
     def _patience(self) -> float:
         """Seconds between two looks at whether workers are alive."""
