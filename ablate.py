@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from zoo.command import trials
-from zoo.command.shared import Device, Profile, RecipeFile, Results, Sets, app, faults_in_words
+from zoo.command.shared import Device, Profile, RecipeFile, Results, RunByDefault, Sets, faults_in_words
+
+HELP = """Train the grid of a recipe and print its table.
+
+python ablate.py RECIPE is short for python ablate.py run RECIPE.
+"""
+
+app = typer.Typer(
+    cls=RunByDefault,
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # frames around the help cost a third of its time
+)
 
 
 @app.command()

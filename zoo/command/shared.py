@@ -1,4 +1,4 @@
-"""What the commands share: the app that they join, options of one meaning, and what becomes of a fault."""
+"""What the commands share: options of one meaning, and what becomes of a fault."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-HELP = """Train the grid of a recipe and print its table.
-
-python ablate.py RECIPE is short for python ablate.py run RECIPE.
-"""
-
 
 class RunByDefault(TyperGroup):
     """A first word that is no command is a recipe to run."""
@@ -25,15 +20,6 @@ class RunByDefault(TyperGroup):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
-
-app = typer.Typer(
-    cls=RunByDefault,
-    help=HELP,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # frames around the help cost a third of its time
-)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, e.g. recipes/quickstart.toml.")]
 Profile = Annotated[

@@ -10,6 +10,7 @@ import gc
 import importlib
 
 import sentencepiece  # noqa: F401  (what reading a tokenizer imports late)
+import typer  # noqa: F401  (what the command's own file imports, which every worker runs)
 
 import zoo.trials.run  # noqa: F401
 from zoo.plugins import OWN
