@@ -36,17 +36,44 @@ def _load() -> None:
         pictures.warm_up()
 
 
-def write_cards(outcomes: Sequence[Outcome], ready: Ready, store: Store) -> None:
-    """A model card for each trial that has none yet, and again for those whose arm has got another seed."""
-    arms: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        arms.setdefault(outcome.trial.arm.name, []).append(outcome)
-    for own in arms.values():
+class Cards:
+    """Model cards in the folders of a grid's trials, an arm's as soon as its last seed is over: other trials train meanwhile.
+
+    Args:
+        ready: the grid's own trials and their text.
+        store: where results live.
+        seeds: how many trials an arm has.
+    """
+
+    def __init__(self, ready: Ready, store: Store, seeds: int) -> None:
+        self.ready, self.store, self.seeds = ready, store, seeds
+        self.arms: dict[str, list[Outcome]] = {}
+        self.written: set[str] = set()
+
+    def add(self, outcome: Outcome) -> None:
+        """One more trial is over."""
+        own = self.arms.setdefault(outcome.trial.arm.name, [])
+        own.append(outcome)
+        if len(own) == self.seeds:
+            self._write(own)
+            self.written.add(outcome.trial.arm.name)
+
+    def finish(self, outcomes: Sequence[Outcome]) -> None:
+        """The cards that are still missing, of all trials that are known."""
+        arms: dict[str, list[Outcome]] = {}
+        for outcome in outcomes:
+            arms.setdefault(outcome.trial.arm.name, []).append(outcome)
+        for name, own in arms.items():
+            if name not in self.written or len(own) != self.seeds:
+                self._write(own)
+
+    def _write(self, own: Sequence[Outcome]) -> None:
+        """A card for each trial of an arm that has none yet, and for all of them where one is new."""
         changed = any(outcome.fresh for outcome in own)
         for outcome in own:
-            folder = store.folder(outcome.trial.recipe, outcome.trial.address)
+            folder = self.store.folder(outcome.trial.recipe, outcome.trial.address)
             if folder.is_dir() and (changed or not (folder / card.CARD).is_file()):
-                prepared = ready.prepared.get(data_key(outcome.trial.recipe))
+                prepared = self.ready.prepared.get(data_key(outcome.trial.recipe))
                 tokenizer = None if prepared is None else prepared.tokenizer
                 card.write_card(folder, [o.result for o in own], tokenizer)
 

@@ -20,7 +20,7 @@ from zoo.report.anatomy import anatomy, shown_lines
 from zoo.report.describe import kinds
 from zoo.report.diagram import diagram
 from zoo.report.live import view_for
-from zoo.report.publish import get_ready, write_cards, write_pictures
+from zoo.report.publish import Cards, get_ready, write_pictures
 from zoo.report.section import Section, markdown, print_section
 from zoo.report.sections import sections
 from zoo.report.terminal import print_table
@@ -128,9 +128,11 @@ def run_grid(
             trials = tuple(t._replace(guarded=guarded) for t in ready.trials)
             return run(ready._replace(trials=trials), store, grid.folder, view, refresh, crew)
 
+        cards = Cards(everything, store, len(grid.seeds))
         try:
             for outcome in staged(grid, wanted, everything, train, view):
                 outcomes.append(outcome)
+                cards.add(outcome)
         finally:
             if outcomes:
                 known = _with_earlier(everything, outcomes, store, stopped(grid, outcomes, everything))
@@ -142,7 +144,7 @@ def run_grid(
                     **table.shared_facts(outcome.result for outcome in known),
                 }
                 _write(known, grid, root, facts, beside)
-        write_cards(known, everything, store)
+        cards.finish(known)
         write_pictures(known, grid.name, grid.arms[0], store, root, facts, view.say)
     _print(known, grid, root, console, beside)
     return all(outcome.result.status == "done" for outcome in outcomes)

@@ -153,24 +153,31 @@ class Crew:
             self.places = self.sharing.spread([trial for _, trial in waiting], self.places, view)
             self.sharing = None
         while waiting or any(worker.trial for worker in self.workers):
-            for worker in [w for w in self.workers if w.trial is None and not w.process.is_alive()]:
-                self._dismiss(worker)
-            self.start(len(waiting) + sum(worker.trial is not None for worker in self.workers))
-            for worker in self.workers:
-                if waiting and worker.trial is None:
-                    number, trial = waiting.pop(0)
-                    view.begin(trial, number, total)
-                    worker.give(trial, store)
+            self._give_out(waiting, total, store, view)
             busy = [worker for worker in self.workers if worker.trial]
-            if not waiting and self.at_last is not None:
-                call, self.at_last = self.at_last, None
-                call()
             ready = wait([worker.pipe for worker in busy], self._patience())
+            over: list[Lost] = []
             for worker in busy:
                 if worker.pipe in ready:
-                    yield from self._hear(worker, view)
+                    over += self._hear(worker, view)
                 elif why := worker.overdue(self.limits):
-                    yield self._lose(worker, why)
+                    over.append(self._lose(worker, why))
+            self._give_out(waiting, total, store, view)  # they train while somebody looks at what is over
+            yield from over
+
+    def _give_out(self, waiting: list[tuple[int, Trial]], total: int, store: Store, view: View) -> None:
+        """A trial for each worker that has none, and a worker for each place that has none, as long as trials wait."""
+        for worker in [w for w in self.workers if w.trial is None and not w.process.is_alive()]:
+            self._dismiss(worker)
+        self.start(len(waiting) + sum(worker.trial is not None for worker in self.workers))
+        for worker in self.workers:
+            if waiting and worker.trial is None:
+                number, trial = waiting.pop(0)
+                view.begin(trial, number, total)
+                worker.give(trial, store)
+        if not waiting and self.at_last is not None:
+            call, self.at_last = self.at_last, None
+            call()
 
     def _patience(self) -> float:
         """Seconds between two looks at whether workers are alive."""
