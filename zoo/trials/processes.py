@@ -8,6 +8,7 @@ which a copy would lack. Elsewhere each worker is started afresh.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -31,8 +32,22 @@ def warm_up() -> None:
     if context().get_start_method() == "forkserver":
         from multiprocessing import forkserver
 
-        with interrupts_held_back():
+        with interrupts_held_back(), _own_path_handed_on():
             forkserver.ensure_running()
+
+
+@contextmanager
+def _own_path_handed_on() -> Iterator[None]:
+    """A Python that is started inside finds the modules that this one finds: else it could import another copy of the zoo."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from zoo.recipe import dumps
 from zoo.result import Result
 from zoo.trials.messages import Ended, Halted, Job, Said, Stepped
 from zoo.trials.places import Limits, Place
-from zoo.trials.processes import context, interrupts_held_back
+from zoo.trials.processes import context, interrupts_held_back, warm_up
 from zoo.trials.serving import serve
 from zoo.trials.store import Store
 
@@ -38,6 +38,7 @@ class Worker:
     """One process, the pipe to it, and when it was last known to be alive."""
 
     def __init__(self, folder: Path, place: Place) -> None:
+        warm_up()
         made = context()
         self.place = place
         self.beats = made.RawValue("Q", 0)
