@@ -37,7 +37,7 @@ def own_places(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeyp
 def call(*words: object) -> Ended:
     """One command in this process; an exception that gets out is a failure of the test."""
     given = [str(word) for word in words]
-    trains = given[0] not in ("list", "show") and "--dry-run" not in given
+    trains = given[0] not in ("list", "show", "plan") and "--dry-run" not in given
     ended = CliRunner().invoke(ablate.app, [*given, *(["--workers", "0"] if trains else [])])
     if ended.exception is not None and not isinstance(ended.exception, SystemExit):
         raise ended.exception
