@@ -246,7 +246,9 @@ def test_help_needs_neither_torch_nor_pydantic() -> None:
             runpy.run_path({str(ROOT / "ablate.py")!r}, run_name="__main__")
         except SystemExit as end:
             assert not end.code
-        assert not {{"torch", "pydantic", "zoo", "transformers", "numpy"}} & set(sys.modules)
+        assert not {{"torch", "pydantic", "transformers", "numpy", "rich"}} & set(sys.modules)
+        ours = {{name for name in sys.modules if name.startswith("zoo.")}}
+        assert ours <= {{"zoo.command", "zoo.command.shared", "zoo.command.trials"}}, ours
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
