@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -70,7 +71,8 @@ def run(
     """Train every trial that is not finished yet, and print the table."""
     from zoo.trials import processes
 
-    if not dry_run and workers != 0 and executor == "local":
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if not dry_run and workers != 0 and executor == "local" and alone:
         processes.warm_up()  # it imports what workers need while this process imports what it needs itself
     from rich.console import Console
 
