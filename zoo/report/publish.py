@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,14 +18,12 @@ PAGE = "report.html"
 
 
 def get_ready() -> None:
-    """Load what tables and pictures need in a thread that yields to all else: for a grid whose last trials are running."""
+    """Load what tables and pictures need in a thread: for a grid whose last trials are running."""
     threading.Thread(target=_load, daemon=True).start()
 
 
 def _load() -> None:
     with suppress(Exception):  # whoever then draws says what is missing
-        if sys.platform.startswith("linux"):  # where a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         import scipy.stats  # noqa: F401
 
         from zoo.report import page, pictures
