@@ -177,13 +177,6 @@ def _write(chart: alt.TopLevelMixin, stem: Path, png: bool) -> list[Path]:
     return [stem.with_suffix(".svg"), stem.with_suffix(".png")]
 
 
-def warm_up() -> None:
-    """Start the converter, which takes longer than its first small picture."""
-    import vl_convert
-
-    vl_convert.vegalite_to_svg(alt.Chart(_data([{"x": 0}])).mark_point().to_json(), vl_version=version())
-
-
 def version() -> str:
     """The Vega-Lite that altair writes for, in the words of the converter."""
     return ".".join(alt.VEGALITE_VERSION.split(".")[:2])

@@ -24,12 +24,10 @@ def get_ready() -> None:
 
 def _load() -> None:
     with suppress(Exception):  # whoever then draws says what is missing
-        import scipy.stats  # noqa: F401
+        import scipy.stats  # noqa: F401  (no more than imports: the converter itself holds the interpreter's lock for seconds)
+        import vl_convert  # noqa: F401
 
-        from zoo.report import page, pictures
-
-        page.library()
-        pictures.warm_up()
+        import zoo.report.page  # noqa: F401
 
 
 class Cards:
