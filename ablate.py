@@ -2,62 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
+
+from zoo.command import trials
+from zoo.command.shared import Device, Profile, RecipeFile, Results, RunByDefault, Sets, faults_in_words
 
 HELP = """Train the grid of a recipe and print its table.
 
 python ablate.py RECIPE is short for python ablate.py run RECIPE.
 """
 
-
-class RunByDefault(TyperGroup):
-    """A first word that is no command is a recipe to run."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        told = {"--help", "--install-completion", "--show-completion"}
-        if args and args[0] not in self.commands and not told & set(args[:1]):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
-    cls=RunByDefault, help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    cls=RunByDefault,
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # frames around the help cost a third of its time
 )
-
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, e.g. recipes/quickstart.toml.")]
-Profile = Annotated[
-    str | None,
-    typer.Option(help="A profile of the recipe; 'full' for none. Without it, 'cpu' applies where there is no GPU."),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="PATH=VALUE", help="Change a knob, e.g. --set model.dim=64. May be given several times."
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-
-
-@contextmanager
-def faults_in_words() -> Iterator[None]:
-    """A recipe that cannot be is one message and exit code 2; Ctrl-C is exit code 130."""
-    from zoo.core.part import ConfigError
-
-    try:
-        yield
-    except ConfigError as fault:
-        typer.echo(f"error: {fault}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("Stopped. Finished trials and checkpoints are kept: give the same command again to go on.", err=True)
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -102,6 +69,11 @@ def run(
     ] = False,
 ) -> None:
     """Train every trial that is not finished yet, and print the table."""
+    from zoo.trials import processes
+
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if not dry_run and workers != 0 and executor == "local" and alone:
+        processes.warm_up()  # it imports what workers need while this process imports what it needs itself
     from rich.console import Console
 
     with faults_in_words():
@@ -231,7 +203,7 @@ def join_results(
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A trial's folder, or variant-seed under --out.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
-    out: Annotated[Path | None, typer.Option(help="Where results lie.  [default: any folder of results]")] = None,
+    out: Results = None,
 ) -> None:
     """Show recipes and results of two trials side by side."""
     from rich.console import Console
@@ -243,112 +215,7 @@ def diff(
         print_diff(open_trial(a, out), open_trial(b, out), Console())
 
 
-@app.command()
-def sample(
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's folder, or variant-seed under --out.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="A text to go on with. May be given several times.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where results lie.  [default: any folder of results]")] = None,
-    n: Annotated[int, typer.Option("-n", "--samples", min=1, help="Continuations per prompt.")] = 1,
-    top: Annotated[int | None, typer.Option(min=1, help="Show only so many: the likeliest per token.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Tokens of a continuation.  [default: 100]")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0: always the likeliest token.  [default: 1]")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens of this probability together.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Only tokens with this share of the likeliest one's.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: less of what was said.")] = None,
-    frequency_penalty: Annotated[float | None, typer.Option(help="Taken off a logit per occurrence.")] = None,
-    no_repeat_ngram: Annotated[int | None, typer.Option(help="No sequence of so many tokens twice.")] = None,
-    beams: Annotated[int | None, typer.Option(help="Beam search with so many beams.")] = None,
-    length_penalty: Annotated[float | None, typer.Option(help="Beams: the power of the length.  [default: 1]")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends a continuation.")] = None,
-    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per continuation.")] = False,
-) -> None:
-    """Continue prompts with a finished trial's model."""
-    from rich.console import Console
-
-    with faults_in_words():
-        from zoo.report import sample as samples
-
-        how = samples.sampling(
-            {
-                "max_tokens": max_tokens,
-                "temperature": temperature,
-                "top_k": top_k,
-                "top_p": top_p,
-                "min_p": min_p,
-                "repetition_penalty": repetition_penalty,
-                "frequency_penalty": frequency_penalty,
-                "no_repeat_ngram": no_repeat_ngram,
-                "beams": beams,
-                "length_penalty": length_penalty,
-                "stop": tuple(stop or ()),
-                "seed": seed,
-            }
-        )
-        shown = samples.sample_json if as_json else samples.sample
-        shown(trial, out, prompt or [""], how, n, top, Console())
-
-
-@app.command()
-def artifact(
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's folder, or variant-seed under --out.")],
-    codec: Annotated[
-        str | None,
-        typer.Option(help="A kind, or a table of knobs.  [default: the recipe's; mixed where it names none]"),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where results lie.  [default: any folder of results]")] = None,
-    to: Annotated[Path | None, typer.Option(help="A folder to write into.  [default: the trial's]")] = None,
-    record: Annotated[bool, typer.Option("--record", help="Also write record.json over all seeds of the arm.")] = False,
-    device: Device = None,
-) -> None:
-    """Write a finished trial's artifact; print its bytes by part, with and without code, and the loss before and after."""
-    from rich.console import Console
-
-    with faults_in_words():
-        from zoo.report.artifact import artifact as shown
-
-        shown(trial, codec, out, to, record, device, Console())
-
-
-@app.command()
-def prove(
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's folder, or variant-seed under --out.")],
-    n_bytes: Annotated[int, typer.Option("--bytes", min=1, help="How much of the validation text.")] = 20_000,
-    scorer: Annotated[
-        str | None, typer.Option(help="What drives the code: a kind, or a table of knobs.  [default: the recipe's]")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where results lie.  [default: any folder of results]")] = None,
-    to: Annotated[Path | None, typer.Option(help="A folder to write into.  [default: the trial's]")] = None,
-    artifact: Annotated[
-        Path | None,
-        typer.Option(help="[default: what `artifact` wrote; without it one is made, by the recipe's codec or raw]"),
-    ] = None,
-) -> None:
-    """Compress validation text with a trained model, decode it in a fresh process, and compare the length with the claim."""
-    from rich.console import Console
-
-    with faults_in_words():
-        from zoo.report import proof
-
-        fine = proof.show_proof(trial, n_bytes, scorer, out, to, artifact, Console())
-    raise typer.Exit(0 if fine else 1)
-
-
-@app.command()
-def decode(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="What the proof was made with.")],
-    proof: Annotated[Path, typer.Argument(metavar="PROOF", help="A proof.zpf.")],
-    to: Annotated[Path, typer.Option(help="Where the text goes.")] = Path("text.txt"),
-) -> None:
-    """Give the text of a proof back, here or on another machine: the right one or none."""
-    from rich.console import Console
-
-    with faults_in_words():
-        from zoo.report import proof as proofs
-
-        proofs.decode(artifact, proof, to, Console())
-
+trials.join(app)
 
 if __name__ == "__main__":
     sys.exit(app())

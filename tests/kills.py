@@ -55,13 +55,17 @@ def timeless(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def workers_of(parent: int) -> list[int]:
-    """The processes that train for ``parent``."""
+    """The processes that train for ``parent``: children of its fork server."""
+    return [worker for server in children(parent) if b"forkserver" in server[1] for worker, _ in children(server[0])]
+
+
+def children(parent: int) -> list[tuple[int, bytes]]:
+    """The processes that ``parent`` has started, with their command lines."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            ppid = int(stat.read_text().rpartition(")")[2].split()[1])
-            if ppid == parent and b"spawn_main" in (stat.parent / "cmdline").read_bytes():
-                found.append(int(stat.parent.name))
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append((int(stat.parent.name), (stat.parent / "cmdline").read_bytes()))
         except OSError:
             continue
     return found

@@ -22,13 +22,13 @@ from zoo.core.part import ConfigError
 from zoo.recipe import dumps
 from zoo.report.live import view_for
 from zoo.report.session import run_grid
-from zoo.result import Result
-from zoo.trials.cluster import ClusterCrew, Need, check_executor, keep
+from zoo.trials.cluster import ClusterCrew, Need, keep
 from zoo.trials.grid import plan
+from zoo.trials.joining import check_executor
+from zoo.trials.messages import Job, Sent, Stepped
 from zoo.trials.places import Execution, Limits
 from zoo.trials.post import Post
 from zoo.trials.run import make_ready
-from zoo.trials.serving import Job
 from zoo.trials.store import Store
 
 NEEDED = "Ray is not installed (pip install 'ablation-zoo[cluster]')"
@@ -159,12 +159,12 @@ def test_a_machine_that_does_not_see_the_results_sends_the_files(tmp_path: Path,
     post = Post(grid.folder, Limits())
     try:
         job = Job(dumps(trial.recipe), trial.address, trial.forecast, True, tmp_path / "unseen")
-        *told, (what, table) = post.train(job, tmp_path / "unseen" / "mark")
+        *told, last = post.train(job, tmp_path / "unseen" / "mark")
     finally:
         post.crew.stop()
-    assert what == "end" and {name for name, _ in told} >= {"step"}
+    assert isinstance(last, Sent) and any(isinstance(message, Stepped) for message in told)
     assert not (tmp_path / "unseen").exists()
-    keep(trial, Result.model_validate(table["result"]), table["files"], store, grid.folder)
+    keep(trial, last.result, last.files, store, grid.folder)
     name = store.folder(trial.recipe, trial.address).name
     plain = {file: value for file, value in finished(tmp_path / "plain").items() if file.startswith(name)}
     assert len(plain) >= 4 and finished(store.root) == plain

@@ -46,7 +46,17 @@ FLOORS |= {
     "train": 4,
     "guards": 4,
 }
-FLOORS |= {"artifact": 4, "generate": 4, "proof": 5, "trials": 5, "report": 5, "testing": 5, "api": 5, "__init__": 6}
+FLOORS |= {
+    "artifact": 4,
+    "generate": 4,
+    "proof": 5,
+    "trials": 5,
+    "report": 5,
+    "testing": 5,
+    "api": 5,
+    "command": 6,
+    "__init__": 6,
+}
 
 
 def imports(source: Path) -> set[tuple[str, ...]]:

@@ -12,7 +12,8 @@ from played import outcome, planned, played
 from scipy import stats
 
 from zoo.core.part import ConfigError
-from zoo.report.sections import markdown, sections
+from zoo.report.section import markdown
+from zoo.report.sections import sections
 from zoo.trials.follow import agreement, chosen
 from zoo.trials.grid import Arm
 from zoo.trials.stages import beyond_plan, further

@@ -18,7 +18,7 @@ from zoo.core.params import Role, roles
 from zoo.core.part import ConfigError
 from zoo.core.slots import Site, Stem
 from zoo.core.wires import Bus, Wire, noise_key
-from zoo.model import Model, ModelConfig, select
+from zoo.model import Model, ModelConfig, Stage, select
 from zoo.testing.hosts import SITE, Place, all_kinds, describe, label, places
 from zoo.testing.training import objective, trace
 from zoo.testing.values import put, random_model
@@ -51,6 +51,22 @@ def test_patches_change_the_layers_they_select_in_order():
     assert [layer.ffn.part.kind for layer in layers] == ["swiglu", "relu2", "relu2"]
     assert [layer.ffn.hidden_dim for layer in layers] == [None, None, 8]
     assert [layer.attention.n_heads for layer in layers] == [4, 4, 2]
+
+
+def test_of_equal_layers_one_is_tried_on_the_meta_device(monkeypatch: pytest.MonkeyPatch):
+    called = []
+    forward = Stage.forward
+    monkeypatch.setattr(Stage, "forward", lambda self, *given: called.append(self) or forward(self, *given))
+    with torch.device("meta"):
+        alike = Model(small(n_layers=6), seed=None)
+        assert called == alike.stages[:2] and alike.training
+        called.clear()
+        other = Model(small(n_layers=6, where=[{"layers": "3", "ffn": "relu2"}]), seed=None)
+        assert called == [other.stages[i] for i in (0, 1, 4)]
+        called.clear()
+        layer = {"attention": {"kind": "gqa", "value": "residual"}}
+        handing_on = Model(small(n_layers=6, layer={"kind": "pre_norm", **layer}), seed=None)
+    assert called == handing_on.stages[:3]  # the first layer writes what the others are given
 
 
 def test_a_patch_that_does_not_fit_is_named():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_store import Silent
+from stored import Silent
 from test_table import outcome, rows
 from test_table import plan as scored_by
 from test_verdicts import SEEDS

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from played import outcome, planned, played
 
 from zoo.core.part import ConfigError
-from zoo.report.sections import markdown, sections
+from zoo.report.section import markdown
+from zoo.report.sections import sections
 from zoo.resolve import loads
 from zoo.trials.effects import effects
 from zoo.trials.envelope import Curve, beyond, warnings

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learned import DOCUMENTS, TRAPS, any_text, build, byte_level, metaspace, train_library, wordpiece
 from rich.console import Console
-from test_tokenizers import DOCUMENTS, TRAPS, any_text, build, byte_level, metaspace, train_library, wordpiece
 from typer.testing import CliRunner
 
 import ablate

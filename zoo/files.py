@@ -100,7 +100,12 @@ def read_toml(file: Path, asked_by: str = "") -> Table:
         ConfigError: no such file (with the nearest name in its folder), not UTF-8, or no TOML.
     """
     place = f"{asked_by}: extends: " if asked_by else ""
-    if not file.is_file():
+    if file.is_dir():
+        held = sorted(path.name for path in file.glob("*.toml"))
+        raise ConfigError(
+            f"{place}{file}: is a folder; a recipe is a file, there are: {', '.join(held) or 'none in it'}"
+        )
+    if not file.exists():
         others = [p.name for p in file.parent.glob("*.toml")] if file.parent.is_dir() else []
         hint = nearest(file.name, others) if others else f"no recipes are in {file.parent}"
         raise ConfigError(f"{place}{file}: no such file, {hint}")

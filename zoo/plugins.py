@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import re
 import sys
+import traceback
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -64,6 +65,12 @@ def load(path: Path) -> str:
         exec(compile(source, path, "exec"), module.__dict__)
     except Exception as fault:
         del sys.modules[module.__name__]
-        raise ConfigError(f"does not import: {type(fault).__name__}: {fault}") from None
+        raise ConfigError(f"does not import: {type(fault).__name__}: {fault}{_line(fault, path)}") from None
     _loaded[path] = digest
     return digest
+
+
+def _line(fault: Exception, path: Path) -> str:
+    """Where in the file it was raised; a fault of syntax says so itself."""
+    lines = [frame.lineno for frame in traceback.extract_tb(fault.__traceback__) if frame.filename == str(path)]
+    return f" (line {lines[-1]})" if lines else ""

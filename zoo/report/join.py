@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from zoo import plugins
-from zoo.core.part import ConfigError, nearest
+from zoo.core.part import ConfigError, faults, nearest
 from zoo.report import table
 from zoo.report.rows import Entry, Row, plan_hash, rows_from
 from zoo.report.terminal import say
@@ -101,7 +101,9 @@ def _read(folder: Path) -> Stored | str:
     try:
         result = understood(json.loads((folder / RESULT).read_text(encoding="utf-8")))
         return Stored(folder, tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8")), result)
-    except (OSError, ValueError, AttributeError, ValidationError) as fault:
+    except ValidationError as fault:
+        return f"{folder}: left out, cannot be read: no {RESULT} of a trial: {'; '.join(map(str, faults(fault)))[:200]}"
+    except (OSError, ValueError, AttributeError) as fault:
         return f"{folder}: left out, cannot be read: {' '.join(str(fault).split())[:200]}"
 
 

@@ -159,33 +159,29 @@ class JsonView(PlainView):
         console: where the objects go.
     """
 
-    def _tell(self, event: str, trial: Trial | None = None, **more: Any) -> None:
+    def _tell(self, event: dict[str, Any], trial: Trial | None = None) -> None:
         who = {} if trial is None else {"variant": trial.recipe.variant, "seed": trial.recipe.train.seed}
-        line = finite({"event": event, **who, **more})
+        line = finite({"event": event["event"], **who, **event})
         self.console.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.console.file.flush()
 
     def say(self, line: str) -> None:
-        self._tell("say", line=line)
+        self._tell({"event": "say", "line": line})
 
     def preparing(self, what: str, share: float, words: str = "") -> None:
         if what != self.prepared:
             self.prepared = what
-            self._tell("preparing", what=what)
+            self._tell({"event": "preparing", "what": what})
 
     def begin(self, trial: Trial, number: int, total: int) -> None:
-        self._tell("begin", trial, number=number, total=total, address=trial.address)
+        self._tell({"event": "begin", "number": number, "total": total, "address": trial.address}, trial)
 
     def step(self, trial: Trial, progress: Step) -> None:
-        self._tell("step", trial, **progress._asdict())
+        self._tell({"event": "step", **progress._asdict()}, trial)
 
     def end(self, outcome: Outcome) -> None:
-        self._tell(
-            "end",
-            outcome.trial,
-            fresh=outcome.fresh,
-            **outcome.result.model_dump(mode="json", exclude={"variant", "seed"}),
-        )
+        result = outcome.result.model_dump(mode="json", exclude={"variant", "seed"})
+        self._tell({"event": "end", "fresh": outcome.fresh, **result}, outcome.trial)
 
 
 VIEWS: dict[str, type[PlainView]] = {"quiet": QuietView, "json": JsonView}

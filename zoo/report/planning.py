@@ -52,6 +52,9 @@ def show_plan(
     Raises:
         ConfigError: whatever is wrong with the recipe.
     """
+    for option, value in (("--noise", noise), ("--price", price)):
+        if value is not None and not value >= 0.0:
+            raise ConfigError(f"{option} {value:g}: must be at least 0")
     if measured:
         _match_times(recipe, profile, sets, seeds, device, console)
     grid = open_grid(recipe, profile, sets, seeds, device, console)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from zoo.core.part import ConfigError
@@ -15,17 +17,57 @@ from zoo.trials.store import Store
 PAGE = "report.html"
 
 
-def write_cards(outcomes: Sequence[Outcome], ready: Ready, store: Store) -> None:
-    """A model card for each trial that has none yet, and again for those whose arm has got another seed."""
-    arms: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        arms.setdefault(outcome.trial.arm.name, []).append(outcome)
-    for own in arms.values():
+def get_ready() -> None:
+    """Load what tables and pictures need in a thread: for a grid whose last trials are running."""
+    threading.Thread(target=_load, daemon=True).start()
+
+
+def _load() -> None:
+    with suppress(Exception):  # whoever then draws says what is missing
+        import scipy.stats  # noqa: F401  (no more than imports: the converter itself holds the interpreter's lock for seconds)
+        import vl_convert  # noqa: F401
+
+        import zoo.report.page  # noqa: F401
+
+
+class Cards:
+    """Model cards in the folders of a grid's trials, an arm's as soon as its last seed is over: other trials train meanwhile.
+
+    Args:
+        ready: the grid's own trials and their text.
+        store: where results live.
+        seeds: how many trials an arm has.
+    """
+
+    def __init__(self, ready: Ready, store: Store, seeds: int) -> None:
+        self.ready, self.store, self.seeds = ready, store, seeds
+        self.arms: dict[str, list[Outcome]] = {}
+        self.written: set[str] = set()
+
+    def add(self, outcome: Outcome) -> None:
+        """One more trial is over."""
+        own = self.arms.setdefault(outcome.trial.arm.name, [])
+        own.append(outcome)
+        if len(own) == self.seeds:
+            self._write(own)
+            self.written.add(outcome.trial.arm.name)
+
+    def finish(self, outcomes: Sequence[Outcome]) -> None:
+        """The cards that are still missing, of all trials that are known."""
+        arms: dict[str, list[Outcome]] = {}
+        for outcome in outcomes:
+            arms.setdefault(outcome.trial.arm.name, []).append(outcome)
+        for name, own in arms.items():
+            if name not in self.written or len(own) != self.seeds:
+                self._write(own)
+
+    def _write(self, own: Sequence[Outcome]) -> None:
+        """A card for each trial of an arm that has none yet, and for all of them where one is new."""
         changed = any(outcome.fresh for outcome in own)
         for outcome in own:
-            folder = store.folder(outcome.trial.recipe, outcome.trial.address)
+            folder = self.store.folder(outcome.trial.recipe, outcome.trial.address)
             if folder.is_dir() and (changed or not (folder / card.CARD).is_file()):
-                prepared = ready.prepared.get(data_key(outcome.trial.recipe))
+                prepared = self.ready.prepared.get(data_key(outcome.trial.recipe))
                 tokenizer = None if prepared is None else prepared.tokenizer
                 card.write_card(folder, [o.result for o in own], tokenizer)
 

@@ -1,80 +1,29 @@
-"""What a design's results say beside the table: envelope, effects, path, race. Printed, and written as Markdown."""
+"""What a design's results say beside the table: envelope, effects, path, race."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from rich.console import Console
-
+from zoo.report.budgets import race, ranking
 from zoo.report.rows import of_one_plan
-from zoo.report.table import escaped
-from zoo.report.terminal import print_table, say
+from zoo.report.section import Section, resolved, spoken
 from zoo.report.units import significant
 from zoo.trials.effects import Cell, effects, missing
 from zoo.trials.envelope import BEST, Curve, gaps, warnings, word
-from zoo.trials.follow import agreement, follow_of, ranked
 from zoo.trials.grid import Grid
 from zoo.trials.names import short_paths
-from zoo.trials.racing import Heat, at_steps
 from zoo.trials.run import Outcome
-from zoo.trials.stages import base_of, by_arm, curves, followed, ladder_of, own_steps, race_standing, score
-from zoo.trials.statistics import UNRESOLVED, Comparison, compare, paired
-
-Rows = list[dict[str, str]]
-
-
-class Section(NamedTuple):
-    """Tables with words above and remarks below."""
-
-    name: str  # of its file, without .md
-    title: str
-    words: str
-    tables: tuple[tuple[str, Rows], ...]  # caption, rows of equal keys
-    remarks: tuple[str, ...]
+from zoo.trials.scores import base_of, curves, score
+from zoo.trials.stages import ladder_of
+from zoo.trials.statistics import compare, paired
 
 
 def sections(grid: Grid, seen: Sequence[Outcome]) -> list[Section]:
     """The sections that this design has, from all outcomes that were scored by the baseline's evaluation plan."""
     once, others = of_one_plan([*{(o.trial.arm.name, o.result.seed): o for o in seen}.values()], grid.arms[0].name)
-    found = [section(grid, once) for section in (_envelope, _effects, _path, _race, _ranking)]
+    found = [section(grid, once) for section in (_envelope, _effects, _path, race, ranking)]
     left = (f"left out, since another evaluation plan scored them: {', '.join(others)}",) if others else ()
     return [section._replace(remarks=(*section.remarks, *left)) for section in found if section is not None]
-
-
-def markdown(section: Section) -> str:
-    """A section as a file of its own."""
-    lines = [f"# {escaped(section.title)}", "", section.words, ""]
-    for caption, rows in section.tables:
-        lines += [caption, "", "| " + " | ".join(map(escaped, rows[0])) + " |", "|" + " --- |" * len(rows[0])]
-        lines += ["| " + " | ".join(escaped(cell) for cell in row.values()) + " |" for row in rows]
-        lines.append("")
-    lines += [f"- {escaped(remark)}" for remark in section.remarks]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def print_section(console: Console, section: Section) -> None:
-    """A section in the terminal."""
-    for caption, rows in section.tables:
-        print_table(console, f"{section.title}: {caption}", rows, ())
-    for remark in section.remarks:
-        say(console, remark)
-
-
-def spoken(comparison: Comparison | None) -> str:
-    """``-0.0123 [-0.0200, -0.0046]``: bits per byte, with the 95 % interval where there is one."""
-    if comparison is None or comparison.difference is None:
-        return ""
-    interval = comparison.interval
-    return f"{comparison.difference:+.4f}" + ("" if interval is None else f" [{interval[0]:+.4f}, {interval[1]:+.4f}]")
-
-
-def resolved(comparison: Comparison) -> str:
-    """What the interval of one comparison says, no correction for others made."""
-    interval = comparison.interval
-    if interval is None:
-        return "one seed" if comparison.seeds == 1 else ""
-    return UNRESOLVED if interval[0] <= 0.0 <= interval[1] else "lower" if interval[1] < 0 else "higher"
 
 
 # -- the learning-rate envelope ---------------------------------------------------------------------------------------
@@ -211,95 +160,3 @@ def _path(grid: Grid, seen: Sequence[Outcome]) -> Section | None:
             "is; train the chosen ladder with fresh seeds to say how much"
         )
     return Section("path", f"{grid.name}, path", PATH, (("in order" if not greedy else "greedily", rows),), tuple(said))
-
-
-# -- races ------------------------------------------------------------------------------------------------------------
-
-RACE = (
-    "Every rung is a training of its own whose schedule runs to its end. An arm is stopped only where the 95 % interval of its "
-    "paired difference to the rung's best lies wholly on the worse side. Bits per byte; negative is better."
-)
-
-
-def _race(grid: Grid, seen: Sequence[Outcome]) -> Section | None:
-    if "race" not in grid.study.words:
-        return None
-    state = race_standing(grid, seen)
-    if not state.heats:
-        return None
-    rows = [_heat_row(heat, state.heats) for heat in state.heats]
-    saved = 1.0 - state.spent / state.whole
-    plain = (
-        f"{state.spent:,} updates; every arm at full length with the same {len(grid.seeds)} seeds takes {state.whole:,}"
-    )
-    said = [f"spent {plain}: {saved:.0%} saved" if saved >= 0 else f"spent {plain}: {-saved:.0%} more"]
-    if len(grid.seeds) == 1:
-        said.append("with one seed there is no interval, so no arm is ever stopped")
-    if len(state.seeds) > len(grid.seeds):
-        added = ", ".join(map(str, state.seeds[len(grid.seeds) :]))
-        said.append(f"seeds added at full length where arms were not told apart from the best: {added}")
-    if state.wanted:
-        said.append(f"not over: {len(state.wanted)} trials are still wanted")
-    return Section("race", f"{grid.name}, race", RACE, (("rung by rung", rows),), tuple(said))
-
-
-def _heat_row(heat: Heat, heats: Sequence[Heat]) -> dict[str, str]:
-    mean = sum(heat.scores.values()) / len(heat.scores) if heat.scores else None
-    last = heat.steps == max(other.steps for other in heats)
-    state = "stopped" if heat.stopped else "best of its rung" if heat.comparison is None else ""
-    if not state:
-        state = resolved(heat.comparison).replace("higher", "worse") if last else "goes on"
-    return {
-        "variant": heat.arm,
-        "updates": f"{heat.steps:,}",
-        "seeds": str(len(heat.scores)),
-        "bits/byte": significant(mean),
-        "to the rung's best": spoken(heat.comparison),
-        "state": state,
-    }
-
-
-# -- longer runs ------------------------------------------------------------------------------------------------------
-
-RANKING = (
-    "Arms were ranked by short runs; some of them, the best and others evenly spread over the rest, were trained again for "
-    "longer, each with its schedule run to its end. Bits per byte, ranks in parentheses; rho is Spearman's rank correlation "
-    "over the arms that both budgets have."
-)
-
-
-def _ranking(grid: Grid, seen: Sequence[Outcome]) -> Section | None:
-    asked = follow_of(grid.study.origin, grid.study.words.get("follow"))
-    longer = {arm.name for arm in followed(grid, seen)}
-    if asked is None or not longer & set(by_arm(seen)):
-        return None
-    arms = {arm.name: arm for arm in grid.arms}
-    scores, budgets = by_arm(seen), [1, *asked.times]
-    at: list[dict[str, dict[int, float]]] = []
-    for times in budgets:
-        own = {n: n if times == 1 else at_steps(a, times * own_steps(a)).name for n, a in arms.items()}
-        at.append({name: scores[there] for name, there in own.items() if there in scores})
-    steps = own_steps(grid.arms[0])
-    heads = [f"{times * steps:,} updates" for times in budgets]
-    shown = [name for name in ranked(at[0]) if name in at[1]]
-    rows = [{"variant": name, **dict(zip(heads, (_place(name, side) for side in at), strict=True))} for name in shown]
-    said = []
-    for i, j in [(0, k) for k in range(1, len(at))] + [(k, k + 1) for k in range(1, len(at) - 1)]:
-        found = agreement(at[i], at[j])
-        if found is not None:
-            rho = "not defined" if found.rho is None else f"{found.rho:+.2f} (p = {found.p:.2g})"
-            said.append(
-                f"{heads[i]} against {heads[j]}: rho {rho} over {found.arms} arms; the best of the shorter runs comes "
-                f"{found.best_becomes} of {found.arms} in the longer ones"
-            )
-    return Section(
-        "ranking", f"{grid.name}, longer runs", RANKING, (("the arms that were followed", rows),), tuple(said)
-    )
-
-
-def _place(name: str, scores: dict[str, dict[int, float]]) -> str:
-    """``2.4567 (3 of 74)``."""
-    order = ranked(scores)
-    if name not in order:
-        return ""
-    return f"{significant(sum(scores[name].values()) / len(scores[name]))} ({order.index(name) + 1} of {len(order)})"

@@ -20,14 +20,16 @@ from zoo.report.anatomy import anatomy, shown_lines
 from zoo.report.describe import kinds
 from zoo.report.diagram import diagram
 from zoo.report.live import view_for
-from zoo.report.publish import write_cards, write_pictures
-from zoo.report.sections import Section, markdown, print_section, sections
+from zoo.report.publish import Cards, get_ready, write_pictures
+from zoo.report.section import Section, markdown, print_section
+from zoo.report.sections import sections
 from zoo.report.terminal import print_table, say
 from zoo.report.tracking import Tracked
 from zoo.report.units import bytes_of, flops, scaled
-from zoo.trials.check import check, locate, memory, outline
-from zoo.trials.cluster import ClusterCrew, check_executor
+from zoo.trials.check import Forecast, check, locate, memory, outline
+from zoo.trials.cluster import ClusterCrew
 from zoo.trials.grid import Grid, plan
+from zoo.trials.joining import check_executor
 from zoo.trials.places import Execution, Limits, places_for, that_fit, to_choose
 from zoo.trials.ranks import Together, check_size, only_together
 from zoo.trials.run import Outcome, Ready, data_key, make_ready, run, stored, with_known_vocabularies
@@ -58,8 +60,7 @@ def dry_run(grid: Grid, only: str, console: Console) -> None:
     """List the trials with their cost; nothing is trained, and text is read only where the vocabulary depends on it."""
     wanted = grid.only(only)
     known, guessed = with_known_vocabularies(grid)
-    grid = _with_text(grid, console) if guessed else known
-    forecasts = check(grid)
+    grid, forecasts = _with_text(grid, console) if guessed else (known, check(known))
     names = {arm.name for arm in wanted}
     rows, needed = [], {}
     for arm in grid.arms:
@@ -82,12 +83,13 @@ def dry_run(grid: Grid, only: str, console: Console) -> None:
     print_table(console, f"{grid.name}: {len(rows) * len(grid.seeds)} trials", rows, ["tokens", "seeds", "FLOPs/token"])
 
 
-def _with_text(grid: Grid, console: Console) -> Grid:
-    """The grid with the vocabularies that only the text can tell."""
+def _with_text(grid: Grid, console: Console) -> tuple[Grid, dict[str, Forecast]]:
+    """The grid with the vocabularies that only the text can tell, and what its arms then cost."""
     with view_for(console) as view:
         ready = make_ready(grid, grid.arms, view)
-    recipes = {trial.arm.name: trial.arm for trial in ready.trials}
-    return grid._replace(arms=tuple(recipes[arm.name] for arm in grid.arms))
+    trials = {trial.arm.name: trial for trial in ready.trials}
+    arms = tuple(trials[arm.name].arm for arm in grid.arms)
+    return grid._replace(arms=arms), {name: trial.forecast for name, trial in trials.items()}
 
 
 def run_grid(
@@ -113,6 +115,8 @@ def run_grid(
         view = Tracked(shown, root)
         if crew is not None and len(list(root.glob(f"[!.]*/{RESULT}"))) < len(wanted) * len(grid.seeds):
             crew.start()  # while the text is being prepared
+        if isinstance(crew, Crew):
+            crew.at_last = get_ready
         text = {data_key(arm.recipe) for arm in wanted}  # arms on other text are neither trained nor looked up
         everything = make_ready(grid, [arm for arm in grid.arms if data_key(arm.recipe) in text], view)
 
@@ -120,9 +124,11 @@ def run_grid(
             trials = tuple(t._replace(guarded=guarded) for t in ready.trials)
             return run(ready._replace(trials=trials), store, grid.folder, view, refresh, crew)
 
+        cards = Cards(everything, store, len(grid.seeds))
         try:
             for outcome in staged(grid, wanted, everything, train, view):
                 outcomes.append(outcome)
+                cards.add(outcome)
         finally:
             if outcomes:
                 known = _with_earlier(everything, outcomes, store, stopped(grid, outcomes, everything))
@@ -134,7 +140,7 @@ def run_grid(
                     **table.shared_facts(outcome.result for outcome in known),
                 }
                 _write(known, grid, root, facts, beside)
-        write_cards(known, everything, store)
+        cards.finish(known)
         write_pictures(known, grid.name, grid.arms[0], store, root, facts, view.say)
     _print(known, grid, root, console, beside)
     return all(outcome.result.status == "done" for outcome in outcomes)
@@ -145,6 +151,7 @@ def _crew(
 ) -> AbstractContextManager[Crew | ClusterCrew | Together | None]:
     """The processes that train, not started yet; None where trials run in this one."""
     check_executor(how)
+    how.limits.check()
     check_size([arm.recipe for arm in wanted], how.world.size)
     if how.world.size > 1:
         only_together(how)

@@ -28,15 +28,22 @@ class Forecast(NamedTuple):
     unused: tuple[Role, ...]  # roles that the recipe speaks of and this arm lacks
 
 
-def check(grid: Grid, arms: Sequence[Arm] | None = None) -> dict[str, Forecast]:
+def check(
+    grid: Grid, arms: Sequence[Arm] | None = None, known: dict[str, Forecast] | None = None
+) -> dict[str, Forecast]:
     """A forecast for each arm by name; the vocabulary must be known.
+
+    Args:
+        grid: for its other arms, and for where something was written.
+        arms: which; None: the grid's.
+        known: forecasts by ``outline``, to which those that are made are added: each model is built once.
 
     Raises:
         ConfigError: an arm whose parts do not fit, a budget or schedule that cannot be, a role without an optimizer, or an
             optimizer for a role that no arm has.
     """
     arms = grid.arms if arms is None else arms
-    known: dict[str, Forecast] = {}  # arms of a search differ in rates alone: each model is built once
+    known = {} if known is None else known  # arms of a search differ in rates alone
     found = {}
     for arm in arms:
         like = outline(arm.recipe)

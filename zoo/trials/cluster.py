@@ -9,9 +9,7 @@ the zoo, and the recipe's plug-ins and files of text under the paths that they h
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import threading
 import time
 import uuid
@@ -22,20 +20,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.checkpoint import writing
-from zoo.core.part import ConfigError, nearest
+from zoo.core.part import ConfigError
 from zoo.recipe import Recipe, dumps
-from zoo.result import Progress, Result
+from zoo.result import Result
 from zoo.trials.address import code_hash
-from zoo.trials.places import AUTO, Execution, Limits, Place
+from zoo.trials.joining import connect, imported, last_line
+from zoo.trials.messages import Gone, Halted, Job, Said, Sent, Stepped
+from zoo.trials.places import Limits, Place
 from zoo.trials.post import Post
-from zoo.trials.serving import Job
 from zoo.trials.store import Store
 from zoo.trials.workers import GRACE, Lost
 
 if TYPE_CHECKING:
     from zoo.trials.run import Trial, View
 
-EXECUTORS = ("local", "ray")
 RETRIES = 3  # of a trial whose machine was lost
 PENDING = 64  # posts that wait for room at most: what a cluster that grows by itself is told of
 
@@ -127,9 +125,9 @@ class ClusterCrew:
         self.connected = False
 
     def __enter__(self) -> ClusterCrew:
-        self.ray = _ray()
+        self.ray = imported()
         if not self.ray.is_initialized():
-            _connect(self.ray, self.address)
+            connect(self.ray, self.address)
             self.connected = True
         if threading.current_thread() is threading.main_thread():
             self.before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -239,7 +237,7 @@ class ClusterCrew:
             self._dismiss(post)
             losses[""] += 1
             if losses[""] > RETRIES:
-                raise ConfigError(f"--executor ray: trials cannot be started: {_last_line(fault)}") from None
+                raise ConfigError(f"--executor ray: trials cannot be started: {last_line(fault)}") from None
 
     def _hear(
         self, post: Posted, waiting: list[tuple[int, Trial]], losses: Counter[str], store: Store, view: View
@@ -248,51 +246,34 @@ class ClusterCrew:
         assert post.job is not None
         trial = post.job[1]
         try:
-            what, table = self.ray.get(next(post.news))
+            message = self.ray.get(next(post.news))
         except self.ray.exceptions.RayError as fault:
             self._dismiss(post)
             losses[trial.address] += 1
-            why = f"its machine was lost: {_last_line(fault)}"
+            why = f"its machine was lost: {last_line(fault)}"
             if losses[trial.address] > RETRIES:
                 yield trial, None, f"{why} (after {RETRIES} others)"
             else:
                 view.say(f"    {trial.recipe.variant} seed {trial.recipe.train.seed}: {why}; it begins again elsewhere")
                 waiting.insert(0, post.job)
             return
-        if what == "say":
-            view.say(table["line"])
-        elif what == "step":
-            view.step(trial, Progress(**table))
-        elif what == "stop":
-            raise ConfigError(table["why"])
-        elif what == "lost":
-            post.job = post.news = None
-            yield trial, None, table["why"]
-        else:
-            post.job = post.news = None
-            result = Result.model_validate(table["result"])
-            if result.facts.get("code") != code_hash(trial.recipe):
-                view.say(f"    {table['where']} has other source code of the zoo: {trial.recipe.variant} is stale")
-            if table["files"]:
-                keep(trial, result, table["files"], store, self.folder)
-            yield trial, result, ""
-
-
-def check_executor(how: Execution) -> None:
-    """Whether these options go together.
-
-    Raises:
-        ConfigError: which do not.
-    """
-    if how.executor not in EXECUTORS:
-        raise ConfigError(f"--executor {how.executor}: unknown executor, {nearest(how.executor, EXECUTORS)}")
-    if how.executor == "local" and how.address is not None:
-        raise ConfigError(f"--address {how.address}: only --executor ray has a cluster")
-    if how.executor == "ray" and how.per_device == AUTO:
-        raise ConfigError("--per-device auto: with --executor ray say a number; only this machine can be measured")
-    for option, value in (("--workers", how.workers), ("--devices", how.devices)):
-        if how.executor == "ray" and value is not None:
-            raise ConfigError(f"{option} {value}: with --executor ray the machines of the cluster say how many at once")
+        match message:
+            case Said(line):
+                view.say(line)
+            case Stepped(progress):
+                view.step(trial, progress)
+            case Halted(why):
+                raise ConfigError(why)
+            case Gone(why):
+                post.job = post.news = None
+                yield trial, None, why
+            case Sent(result, files, where):
+                post.job = post.news = None
+                if result.facts.get("code") != code_hash(trial.recipe):
+                    view.say(f"    {where} has other source code of the zoo: {trial.recipe.variant} is stale")
+                if files:
+                    keep(trial, result, files, store, self.folder)
+                yield trial, result, ""
 
 
 @contextmanager
@@ -306,37 +287,3 @@ def _marked(root: Path) -> Iterator[Path]:
         yield mark
     finally:
         mark.unlink(missing_ok=True)
-
-
-def _ray() -> Any:
-    """Ray, told to report its use to nobody."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError("--executor ray: Ray is not installed (pip install 'ablation-zoo[cluster]')") from None
-    return ray
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if "://" in address:
-        raise ConfigError(f"--address {address}: must be auto, or host:port of a cluster that this machine belongs to")
-    host, _, port = address.rpartition(":")
-    if host:
-        try:
-            socket.create_connection((host, int(port)), 10.0).close()
-        except (OSError, ValueError) as fault:
-            raise ConfigError(f"--address {address}: no Ray cluster answers there: {fault}") from None
-    own = {"include_dashboard": False} if address == "local" else {}
-    # Ray prints reports on its machines to standard output, whatever log_to_driver says: nothing but results may stand there
-    ray._private.worker._worker_logs_enabled = False
-    try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **own)
-    except (ConnectionError, RuntimeError, ValueError) as fault:
-        raise ConfigError(f"--address {address}: no Ray cluster answers there: {_last_line(fault)}") from None
-
-
-def _last_line(fault: Exception) -> str:
-    """The gist of an error of Ray, whose first lines are names and numbers."""
-    return str(fault).strip().splitlines()[-1].strip() if str(fault).strip() else type(fault).__name__

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts load when they are first used
 
 from zoo.core.part import ConfigError, nearest
 
@@ -90,10 +90,10 @@ def agreement(short: Mapping[str, Mapping[int, float]], long: Mapping[str, Mappi
     means = [[math.fsum(side[name].values()) / len(side[name]) for name in before] for side in (short, long)]
     if any(len(set(side)) == 1 for side in means):
         return Agreement(len(before), None, None, best)
-    ranks = [stats.rankdata(side) for side in means]
+    ranks = [scipy.stats.rankdata(side) for side in means]
     rho = float(np.corrcoef(*ranks)[0, 1])
     return Agreement(
-        len(before), rho, _chance(*ranks) if len(before) <= EXACT else float(stats.spearmanr(*means)[1]), best
+        len(before), rho, _chance(*ranks) if len(before) <= EXACT else float(scipy.stats.spearmanr(*means)[1]), best
     )
 
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from zoo import machine
 from zoo.core.part import ConfigError, nearest
-from zoo.core.tables import nested, tabulate
+from zoo.core.tables import nested
 from zoo.files import Choice, Patch, choose, parse_set, read
 from zoo.parallel import local_size
 from zoo.recipe import Recipe
@@ -22,7 +22,7 @@ from zoo.trials import match as matching
 from zoo.trials.designs import Draft, Study, study_of
 from zoo.trials.envelope import Ladder, Rate, at_rate, ladder
 from zoo.trials.match import Matched
-from zoo.trials.vocabulary import GUESS, known_vocabulary, with_vocabulary
+from zoo.trials.vocabulary import known_vocabulary, likely_vocabulary, with_vocabulary
 
 
 class Arm(NamedTuple):
@@ -189,8 +189,7 @@ def _match(grid: Grid, draft: Draft, recipe: Recipe) -> Matched | None:
 
 def _sized(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with its vocabulary, or with a guess at it where only the text can tell."""
-    stated = tabulate(recipe.data.tokenizer).get("vocab_size")
-    return with_vocabulary(recipe, recipe.model.vocab_size or stated or known_vocabulary(recipe, folder) or GUESS)
+    return with_vocabulary(recipe, known_vocabulary(recipe, folder) or likely_vocabulary(recipe))
 
 
 def _at_rates(grid: Grid, draft: Draft, recipe: Recipe) -> list[Arm]:

@@ -28,6 +28,16 @@ class Limits(NamedTuple):
     silence: float | None = 1800.0  # without a single batch, trained or scored; None: for ever
     start: float | None = 600.0  # of a worker, until it has a trial's text
 
+    def check(self) -> None:
+        """Whether a trial could keep to them.
+
+        Raises:
+            ConfigError: a limit of no time at all.
+        """
+        for option, limit in (("--time-limit", self.time), ("--silence-limit", self.silence)):
+            if limit is not None and not limit > 0.0:
+                raise ConfigError(f"{option} {limit:g}: must be more than 0 seconds, or no trial could keep to it")
+
 
 class Execution(NamedTuple):
     """How a grid is executed, as the command line says it."""

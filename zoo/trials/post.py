@@ -9,19 +9,20 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.core.part import ConfigError
 from zoo.result import Progress
+from zoo.trials.messages import Ended, Gone, Halted, Job, Message, Said, Sent, Stepped
 from zoo.trials.places import Limits, Place
-from zoo.trials.serving import Job, trial_of
+from zoo.trials.serving import trial_of
 from zoo.trials.store import RESULT, Store
 from zoo.trials.workers import GRACE, Crew
 
 if TYPE_CHECKING:
     from zoo.trials.run import Trial
 
-Message = tuple[str, Any]  # what ("say", "step", "stop", "lost", "end") and its contents
+LAST = (Ended, Sent, Gone, Halted)  # messages after which nothing more is to be told
 
 
 class Post:
@@ -43,18 +44,18 @@ class Post:
         return socket.gethostname()
 
     def train(self, job: Job, mark: Path) -> Iterator[Message]:
-        """Train a trial and yield what there is to tell; the last is ``stop``, ``lost`` or ``end``.
+        """Train a trial and yield what there is to tell; one of ``LAST`` ends it.
 
         Args:
             job: the trial, and the results folder as it is called where the grid was started.
-            mark: a file in that folder; where it cannot be seen, the trial's files come with the ``end``.
+            mark: a file in that folder; where it cannot be seen, the trial's files are sent.
         """
         news: queue.SimpleQueue[Message] = queue.SimpleQueue()
         threading.Thread(target=self._train, args=(job, mark, news), daemon=True).start()
-        what = ""
-        while what not in ("stop", "lost", "end"):
-            what, contents = news.get()
-            yield what, contents
+        message: Message | None = None
+        while not isinstance(message, LAST):
+            message = news.get()
+            yield message
 
     def _train(self, job: Job, mark: Path, news: queue.SimpleQueue[Message]) -> None:
         try:
@@ -66,14 +67,13 @@ class Post:
                 news.put(self._end(trial, Store(Path(own)), True, _Relay(news)))
         except Exception as fault:  # whatever it is, whoever waits for the news must hear of it
             why = str(fault) if isinstance(fault, ConfigError) else f"{type(fault).__name__}: {fault}"
-            news.put(("stop", {"why": f"{self.where()}: {why}"}))
+            news.put(Halted(f"{self.where()}: {why}"))
 
     def _end(self, trial: Trial, store: Store, send: bool, relay: _Relay) -> Message:
         [(_, result, why)] = self.crew.train([(1, trial)], 1, store, relay)
         if result is None:
-            return "lost", {"why": why}
-        files = packed(store.folder(trial.recipe, trial.address)) if send else {}
-        return "end", {"result": result.model_dump(mode="json"), "files": files, "where": self.where()}
+            return Gone(why)
+        return Sent(result, packed(store.folder(trial.recipe, trial.address)) if send else {}, self.where())
 
     def stop(self) -> None:
         """Have the trial write a checkpoint and end, if it can in time."""
@@ -89,13 +89,13 @@ class _Relay:
         self.news = news
 
     def say(self, line: str) -> None:
-        self.news.put(("say", {"line": line}))
+        self.news.put(Said(line))
 
     def begin(self, trial: Trial, number: int, total: int) -> None:
         pass
 
     def step(self, trial: Trial, progress: Progress) -> None:
-        self.news.put(("step", progress._asdict()))
+        self.news.put(Stepped(progress))
 
 
 def packed(folder: Path) -> dict[str, bytes]:

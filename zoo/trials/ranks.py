@@ -21,8 +21,9 @@ from zoo.parallel import Broken, Failed, Ranks, World, join, launched
 from zoo.recipe import Recipe, dumps
 from zoo.result import Signals
 from zoo.resume import Stopped
+from zoo.trials.messages import Job
 from zoo.trials.places import Execution, Place
-from zoo.trials.serving import Job, trial_of
+from zoo.trials.serving import trial_of
 from zoo.trials.store import Store
 from zoo.trials.workers import Lost
 

@@ -30,7 +30,7 @@ from zoo.trials.grid import Arm, Grid, trial_recipe
 from zoo.trials.places import longest_first
 from zoo.trials.ranks import Together
 from zoo.trials.store import Store
-from zoo.trials.vocabulary import GUESS, known_vocabulary, with_vocabulary
+from zoo.trials.vocabulary import known_vocabulary, likely_vocabulary, with_vocabulary
 from zoo.trials.workers import Crew
 
 FINAL = ("done", "diverged")  # a trial with one of these is finished; one that failed is tried again
@@ -82,7 +82,7 @@ def with_known_vocabularies(grid: Grid) -> tuple[Grid, tuple[str, ...]]:
         size = known_vocabulary(arm.recipe, grid.folder)
         if size is None:
             guessed.append(arm.name)
-        arms.append(arm._replace(recipe=with_vocabulary(arm.recipe, size or GUESS)))
+        arms.append(arm._replace(recipe=with_vocabulary(arm.recipe, size or likely_vocabulary(arm.recipe))))
     return grid._replace(arms=tuple(arms)), tuple(guessed)
 
 
@@ -98,7 +98,8 @@ def make_ready(grid: Grid, arms: Sequence[Arm], view: View) -> Ready:
         ConfigError: whatever is wrong, before anything has been trained.
     """
     stand_in, guessed = with_known_vocabularies(grid)
-    forecasts = check(stand_in)
+    known: dict[str, Forecast] = {}
+    forecasts = check(stand_in, known=known)
     prepared: dict[str, Prepared] = {}
     settled: dict[str, Recipe] = {}
     for arm in arms:
@@ -112,7 +113,7 @@ def make_ready(grid: Grid, arms: Sequence[Arm], view: View) -> Ready:
             raise locate(grid, arm, fault) from None
     arms = [arm._replace(recipe=settled[arm.name]) for arm in arms]
     if guessed:
-        forecasts |= check(grid, arms)
+        forecasts |= check(grid, arms, known)
     trials = []
     for seed in grid.seeds:
         for arm in arms:

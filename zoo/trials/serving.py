@@ -7,29 +7,20 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from zoo.core.part import ConfigError
 from zoo.recipe import Recipe
 from zoo.result import Progress
-from zoo.trials.check import Forecast
+from zoo.trials.messages import Ended, Halted, Job, Message, Said, Stepped
 from zoo.trials.places import Place
 from zoo.trials.store import Store
 
 if TYPE_CHECKING:
     from zoo.trials.run import Trial
-
-
-class Job(NamedTuple):
-    """A trial as it is sent to a worker: the recipe travels as text, since a plug-in's classes cannot."""
-
-    text: str
-    address: str
-    forecast: Forecast
-    guarded: bool
-    store: Path
 
 
 class Serving:
@@ -38,18 +29,18 @@ class Serving:
     def __init__(self, pipe: Connection, beats: Any) -> None:
         self.pipe, self.beats, self.asked = pipe, beats, False
 
-    def send(self, what: str, **table: Any) -> None:
+    def send(self, message: Message) -> None:
         """A message to the parent; if there is none any more, this process stops as soon as it can."""
         try:
-            self.pipe.send((what, table))
+            self.pipe.send(message)
         except OSError:
             self.asked = True
 
     def say(self, line: str) -> None:
-        self.send("say", line=line)
+        self.send(Said(line))
 
     def step(self, trial: Trial, progress: Progress) -> None:
-        self.send("step", **progress._asdict())
+        self.send(Stepped(progress))
 
     def alive(self) -> None:
         self.beats.value += 1
@@ -61,9 +52,19 @@ class Serving:
         self.asked = True
 
 
-def serve(pipe: Connection, folder: Path, place: Place, beats: Any) -> None:
-    """What a worker does: trials from the pipe, progress and results into it, until the pipe closes."""
+def serve(pipe: Connection, folder: Path, place: Place, beats: Any, environment: Mapping[str, str]) -> None:
+    """What a worker does: trials from the pipe, progress and results into it, until the pipe closes.
+
+    Args:
+        pipe: to the parent.
+        folder: where relative paths of the recipe start from.
+        place: where it trains.
+        beats: a shared number that rises with every batch.
+        environment: the parent's variables now; the process that this one is a copy of may have begun under others.
+    """
     end_with_parent()
+    os.environ.clear()
+    os.environ.update(environment)
     serving = Serving(pipe, beats)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, serving.ask)
@@ -91,9 +92,9 @@ def serve(pipe: Connection, folder: Path, place: Place, beats: Any) -> None:
         except Stopped:
             return
         except ConfigError as fault:  # no trial's own: those are results
-            serving.send("stop", why=str(fault))
+            serving.send(Halted(str(fault)))
             return
-        serving.send("end", **result.model_dump(mode="json"))
+        serving.send(Ended(result))
 
 
 def trial_of(job: Job, folder: Path, place: Place = Place()) -> Trial:

@@ -26,10 +26,11 @@ from zoo.optim.slots import Schedule
 from zoo.parallel import in_words
 from zoo.recipe import Recipe, dumps
 from zoo.trials.check import memory, outline
+from zoo.trials.messages import Job
 from zoo.trials.places import Place
-from zoo.trials.serving import Job, end_with_parent, trial_of
+from zoo.trials.processes import interrupts_held_back
+from zoo.trials.serving import end_with_parent, trial_of
 from zoo.trials.timing import Timings
-from zoo.trials.workers import interrupts_held_back
 
 if TYPE_CHECKING:
     from zoo.trials.run import Trial, View

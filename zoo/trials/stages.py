@@ -6,7 +6,6 @@ follows from stored results alone, so a grid that was stopped goes on where it s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 from zoo.budget import total_steps
@@ -14,11 +13,12 @@ from zoo.core.part import ConfigError
 from zoo.result import Result, notes
 from zoo.scoring.plan import Plan, plan_of
 from zoo.trials.designs import rung
-from zoo.trials.envelope import Curve, beyond, moved
+from zoo.trials.envelope import beyond, moved
 from zoo.trials.follow import chosen, follow_of, ranked
 from zoo.trials.grid import Arm, Grid, arms_of
 from zoo.trials.racing import Pair, Race, Standing, at_steps, race_of, standing
 from zoo.trials.run import Outcome, Ready, Trial, View, data_key, make_ready
+from zoo.trials.scores import base_of, best_means, by_arm, curves, score
 
 EXTEND = 3  # rates that lr_extend = true may add to an arm
 
@@ -132,11 +132,6 @@ def further(grid: Grid, seen: Sequence[Outcome]) -> list[Pair]:
     return []
 
 
-def score(outcome: Outcome) -> float | None:
-    """What stages decide by: bits per byte of a run that was finished."""
-    return outcome.result.bits_per_byte if outcome.result.status == "done" else None
-
-
 # -- races ------------------------------------------------------------------------------------------------------------
 
 
@@ -195,23 +190,6 @@ def beyond_plan(grid: Grid, seen: Sequence[Outcome]) -> list[Outcome]:
 # -- envelopes and greedy paths ---------------------------------------------------------------------------------------
 
 
-def base_of(arm: Arm) -> str:
-    """The arm's name without its rate."""
-    return arm.name if arm.rate is None else arm.rate.arm
-
-
-def curves(seen: Sequence[Outcome]) -> list[Curve]:
-    """The arms over their rates, in the order in which they first occur."""
-    found: dict[str, dict[float, dict[int, float]]] = {}
-    for outcome in seen:
-        arm = outcome.trial.arm
-        if arm.rate is not None:
-            at = found.setdefault(arm.rate.arm, {}).setdefault(arm.rate.value, {})
-            if (bits := score(outcome)) is not None:
-                at[outcome.result.seed] = bits
-    return [Curve(name, scores) for name, scores in found.items()]
-
-
 def _extended(grid: Grid, seen: Sequence[Outcome]) -> tuple[Arm, ...]:
     """For each arm whose best rate is the last on its side, the next one there."""
     limit = limit_of(grid)
@@ -231,7 +209,7 @@ def _extended(grid: Grid, seen: Sequence[Outcome]) -> tuple[Arm, ...]:
 
 def ladder_of(grid: Grid, seen: Sequence[Outcome]) -> tuple[list[str], tuple[Arm, ...]]:
     """A greedy path as far as the results carry it: the rungs chosen, and the arms between which the next is decided."""
-    means = _means(seen)
+    means = best_means(seen)
     chosen, left, rungs = [], list(grid.study.ingredients), []
     while left:
         drafts = [rung(grid.study, [*chosen, draft]) for draft in left]
@@ -245,22 +223,6 @@ def ladder_of(grid: Grid, seen: Sequence[Outcome]) -> tuple[list[str], tuple[Arm
 
 def _next_rung(grid: Grid, seen: Sequence[Outcome]) -> tuple[Arm, ...]:
     return ladder_of(grid, seen)[1] if grid.study.greedy else ()
-
-
-def _means(seen: Sequence[Outcome]) -> dict[str, float]:
-    """Mean bits per byte of each arm at its best rate, under every name that it goes by; infinite without a score."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for outcome in seen:
-        arm = outcome.trial.arm
-        ending = arm.name.removeprefix(base_of(arm))
-        bits = score(outcome)
-        for name in (arm.name, *arm.also):
-            at = found.setdefault(name.removesuffix(ending), {}).setdefault(arm.name, [])
-            at += [] if bits is None else [bits]
-    return {
-        name: min((math.fsum(bits) / len(bits) for bits in rates.values() if bits), default=math.inf)
-        for name, rates in found.items()
-    }
 
 
 # -- longer runs ------------------------------------------------------------------------------------------------------
@@ -290,12 +252,3 @@ def own_steps(arm: Arm) -> int:
     if steps is None:
         raise ConfigError("grid.follow: arms with a budget in seconds have no number of updates to multiply")
     return steps
-
-
-def by_arm(seen: Sequence[Outcome]) -> dict[str, dict[int, float]]:
-    """Bits per byte of every arm by seed."""
-    found: dict[str, dict[int, float]] = {}
-    for outcome in seen:
-        if (bits := score(outcome)) is not None:
-            found.setdefault(outcome.trial.arm.name, {})[outcome.result.seed] = bits
-    return found

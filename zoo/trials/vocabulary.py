@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.core.part import ConfigError
+from zoo.core.tables import tabulate
 from zoo.recipe import Recipe
 
 GUESS = 1024  # a vocabulary to check arms with before the tokenizer is known
@@ -20,6 +21,11 @@ def known_vocabulary(recipe: Recipe, folder: Path) -> int | None:
         return tokenizer.vocab_size
     except ConfigError:
         return None
+
+
+def likely_vocabulary(recipe: Recipe) -> int:
+    """A stand-in while only the text can tell: what the tokenizer is asked for, or else ``GUESS``."""
+    return tabulate(recipe.data.tokenizer).get("vocab_size") or GUESS
 
 
 def with_vocabulary(recipe: Recipe, size: int) -> Recipe:

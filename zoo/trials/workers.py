@@ -7,21 +7,23 @@ end with their parent, however that ends.
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.core.part import ConfigError
 from zoo.recipe import dumps
-from zoo.result import Progress, Result
+from zoo.result import Result
+from zoo.trials.messages import Ended, Halted, Job, Said, Stepped
 from zoo.trials.places import Limits, Place
-from zoo.trials.serving import Job, serve
+from zoo.trials.processes import context, interrupts_held_back, warm_up
+from zoo.trials.serving import serve
 from zoo.trials.store import Store
 
 if TYPE_CHECKING:
@@ -36,11 +38,13 @@ class Worker:
     """One process, the pipe to it, and when it was last known to be alive."""
 
     def __init__(self, folder: Path, place: Place) -> None:
-        context = multiprocessing.get_context("spawn")  # a forked copy of a threaded torch may hang
+        warm_up()
+        made = context()
         self.place = place
-        self.beats = context.RawValue("Q", 0)
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, folder, place, self.beats), daemon=True)
+        self.beats = made.RawValue("Q", 0)
+        self.pipe, theirs = made.Pipe()
+        needs = (theirs, folder, place, self.beats, dict(os.environ))
+        self.process = made.Process(target=serve, args=needs, daemon=True)
         with interrupts_held_back():
             self.process.start()
         theirs.close()
@@ -95,6 +99,7 @@ class Crew:
     ) -> None:
         self.folder, self.places, self.limits, self.sharing = folder, list(places), limits, sharing
         self.workers: list[Worker] = []
+        self.at_last: Callable[[], None] | None = None  # called once, when the last trial has been given to a worker
         self.before: Any = None  # what SIGTERM meant
 
     def __enter__(self) -> Crew:
@@ -149,21 +154,31 @@ class Crew:
             self.places = self.sharing.spread([trial for _, trial in waiting], self.places, view)
             self.sharing = None
         while waiting or any(worker.trial for worker in self.workers):
-            for worker in [w for w in self.workers if w.trial is None and not w.process.is_alive()]:
-                self._dismiss(worker)
-            self.start(len(waiting) + sum(worker.trial is not None for worker in self.workers))
-            for worker in self.workers:
-                if waiting and worker.trial is None:
-                    number, trial = waiting.pop(0)
-                    view.begin(trial, number, total)
-                    worker.give(trial, store)
+            self._give_out(waiting, total, store, view)
             busy = [worker for worker in self.workers if worker.trial]
             ready = wait([worker.pipe for worker in busy], self._patience())
+            over: list[Lost] = []
             for worker in busy:
                 if worker.pipe in ready:
-                    yield from self._hear(worker, view)
+                    over += self._hear(worker, view)
                 elif why := worker.overdue(self.limits):
-                    yield self._lose(worker, why)
+                    over.append(self._lose(worker, why))
+            self._give_out(waiting, total, store, view)  # they train while somebody looks at what is over
+            yield from over
+
+    def _give_out(self, waiting: list[tuple[int, Trial]], total: int, store: Store, view: View) -> None:
+        """A trial for each worker that has none, and a worker for each place that has none, as long as trials wait."""
+        for worker in [w for w in self.workers if w.trial is None and not w.process.is_alive()]:
+            self._dismiss(worker)
+        self.start(len(waiting) + sum(worker.trial is not None for worker in self.workers))
+        for worker in self.workers:
+            if waiting and worker.trial is None:
+                number, trial = waiting.pop(0)
+                view.begin(trial, number, total)
+                worker.give(trial, store)
+        if not waiting and self.at_last is not None:
+            call, self.at_last = self.at_last, None
+            call()
 
     def _patience(self) -> float:
         """Seconds between two looks at whether workers are alive."""
@@ -174,24 +189,24 @@ class Crew:
         trial = worker.trial
         assert trial is not None
         try:
-            what, table = worker.pipe.recv()
+            message = worker.pipe.recv()
         except (EOFError, OSError):
             worker.process.join(5.0)
             code = worker.process.exitcode
             yield self._lose(worker, _death(code))
             return
-        if what == "say":
-            view.say(table["line"])
-        elif what == "step":
-            view.step(trial, Progress(**table))
-        elif what == "stop":
-            raise ConfigError(table["why"])
-        else:
-            worker.trial = None
-            result = Result.model_validate(table)
-            if result.status == "failed":  # who knows what it left behind in its process
-                self._dismiss(worker)
-            yield trial, result, ""
+        match message:
+            case Said(line):
+                view.say(line)
+            case Stepped(progress):
+                view.step(trial, progress)
+            case Halted(why):
+                raise ConfigError(why)
+            case Ended(result):
+                worker.trial = None
+                if result.status == "failed":  # who knows what it left behind in its process
+                    self._dismiss(worker)
+                yield trial, result, ""
 
     def _lose(self, worker: Worker, why: str) -> Lost:
         self._dismiss(worker)
@@ -209,16 +224,3 @@ def _death(code: int | None) -> str:
         hint = ": the system may have run out of memory" if name == "SIGKILL" else ""
         return f"its process was ended by {name}{hint}"
     return f"its process ended with exit code {code}"
-
-
-@contextmanager
-def interrupts_held_back() -> Iterator[None]:
-    """A process that is started inside never hears Ctrl-C: that is for its parent, which then stops its workers."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

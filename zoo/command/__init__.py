@@ -1,0 +1,1 @@
+"""The command line's own parts: what its commands share, and those on trials that are over."""
