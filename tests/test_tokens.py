@@ -61,9 +61,16 @@ class Uniform(torch.nn.Module):
         super().__init__()
         self.weight, self.config = torch.nn.Parameter(torch.zeros(())), SimpleNamespace(vocab_size=vocab_size)
 
-    def forward(self, inputs: torch.Tensor, targets: torch.Tensor | None = None, segments: Any = None) -> Out:
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        segments: Any = None,
+        last: int | None = None,
+    ) -> Out:
         nll = None if targets is None else torch.where(targets >= 0, math.log(self.config.vocab_size), 0.0)
-        return self.Out(nll, torch.zeros(*inputs.shape, self.config.vocab_size))
+        nll = nll if nll is None or last is None else nll[:, -last:]
+        return self.Out(nll, torch.zeros(inputs.shape[0], last or inputs.shape[1], self.config.vocab_size))
 
 
 @pytest.mark.parametrize("kind", KINDS)
