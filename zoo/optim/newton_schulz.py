@@ -29,9 +29,11 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 # Measured in fp32 on two cores of an AMD EPYC with AVX2, torch 2.13; benchmarks/muon.py measures the whole again.
-ALONE_FROM = 128  # rows from which one matrix after another beats the whole stack at once
+ALONE_FROM = (
+    512  # rows from which one matrix after another beats the whole stack at once: at 256 it takes a seventh longer
+)
 BAND = 128  # the fewest rows of a symmetric product that are worth a product of their own; from 4 BAND on it is cut
-GRAM_FROM, GRAM_FROM_UNCUT = 1.5, 3.0  # columns per row from which the Gram matrix pays, with its products cut or not
+GRAM_FROM = 1.5  # columns per row from which the Gram matrix pays
 UNSEEN = 3  # steps that the Gram matrix makes before it is taken from X again
 
 
@@ -48,7 +50,7 @@ def newton_schulz(x: Tensor, steps: int = 5, coefficients: str = "keller") -> Te
     rows, cols = x.shape[-2:]
     if x.dtype != torch.float32 or x.device.type != "cpu" or rows < ALONE_FROM:
         return _as_it_stands(x, triples)
-    by_gram = coefficients == "keller" and cols >= rows * (GRAM_FROM if rows >= 4 * BAND else GRAM_FROM_UNCUT)
+    by_gram = coefficients == "keller" and cols >= rows * GRAM_FROM
     for one in x:  # all of a matrix's products stay in the cache
         if by_gram:
             _by_gram(one, triples)
