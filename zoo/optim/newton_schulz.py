@@ -29,9 +29,7 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 # Measured in fp32 on two cores of an AMD EPYC with AVX2, torch 2.13; benchmarks/muon.py measures the whole again.
-ALONE_FROM = (
-    512  # rows from which one matrix after another beats the whole stack at once: at 256 it takes a seventh longer
-)
+ALONE_FROM = 512  # rows from which one matrix after another beats the whole stack at once
 BAND = 128  # the fewest rows of a symmetric product that are worth a product of their own; from 4 BAND on it is cut
 GRAM_FROM = 1.5  # columns per row from which the Gram matrix pays
 UNSEEN = 3  # steps that the Gram matrix makes before it is taken from X again

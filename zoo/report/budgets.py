@@ -22,6 +22,7 @@ RACE = (
 
 
 def race(grid: Grid, seen: Sequence[Outcome]) -> Section | None:
+    """Where a race stands: who was stopped when and why, what it has saved; None for a grid without one."""
     if "race" not in grid.study.words:
         return None
     state = race_standing(grid, seen)
@@ -69,6 +70,7 @@ RANKING = (
 
 
 def ranking(grid: Grid, seen: Sequence[Outcome]) -> Section | None:
+    """Whether the ranking of short trials holds for longer ones; None until one of the longer ones is over."""
     asked = follow_of(grid.study.origin, grid.study.words.get("follow"))
     longer = {arm.name for arm in followed(grid, seen)}
     if asked is None or not longer & set(by_arm(seen)):
