@@ -3,7 +3,8 @@
     python -m benchmarks.generate [--dim 256] [--layers 6] [--tokens 256] [--rounds 5]
 
 The three take turns in one process and are compared by medians of ratios. They generate the same tokens from the same
-weights (a Llama's), which is asserted first.
+weights (a Llama's), which is asserted first. The weights never let the id win that ends a document, so that all of them
+make as many tokens as were asked for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.harness import Unequal
 from zoo import machine, plugins
 from zoo.data.slots import Tokenizer
 from zoo.generate import Sampling, generate
@@ -49,6 +51,7 @@ def twins(dim: int, layers: int) -> tuple[Model, LlamaForCausalLM]:
     with torch.no_grad():
         for p in llama.parameters():
             p.normal_(1.0 if p.ndim == 1 else 0.0, 0.1)
+        llama.lm_head.weight[BOS] = 0.0  # a logit of 0, which one of the 256 others always exceeds
         for name, p in ours.named_parameters():
             own = name.removesuffix(".weight")
             where = outside.get(own)
@@ -57,6 +60,17 @@ def twins(dim: int, layers: int) -> tuple[Model, LlamaForCausalLM]:
                 where = f"model.layers.{index}.{names[inner]}"
             p.copy_(llama.get_parameter(f"{where}.weight"))
     return ours, llama
+
+
+def agreed(found: dict[str, Callable[[], list[int]]], n: int) -> None:
+    """Let each way of ``ways`` make its tokens once.
+
+    Raises:
+        Unequal: they are not the same ``n``.
+    """
+    made = {name: way() for name, way in found.items()}
+    if len({tuple(ids) for ids in made.values()}) > 1 or any(len(ids) != n for ids in made.values()):
+        raise Unequal(f"{n} tokens were to be the same: {made}")
 
 
 def ways(dim: int, layers: int, n: int) -> dict[str, Callable[[], list[int]]]:
@@ -95,9 +109,7 @@ def main() -> None:
     given = parser.parse_args()
     plugins.discover()
     found = ways(given.dim, given.layers, given.tokens)
-    made = {name: way() for name, way in found.items()}
-    assert made["with the cache"] == made["every prefix again"], "the two ways disagree"
-    agree = made["transformers"] == made["with the cache"]
+    agreed(found, given.tokens)
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(given.rounds):
         for name, way in found.items():
@@ -106,9 +118,7 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - began)
     facts = machine.facts("cpu")
     print(f"{facts['machine']}, torch {facts['torch']}, {torch.get_num_threads()} threads, fp32, batch 1")
-    print(
-        f"{given.tokens} tokens, width {given.dim}, {given.layers} layers; transformers makes the same tokens: {agree}"
-    )
+    print(f"{given.tokens} tokens, width {given.dim}, {given.layers} layers; all make the same tokens")
     for name, taken in seconds.items():
         ratios = [t / c for t, c in zip(taken, seconds["with the cache"], strict=True)]
         rate = given.tokens / statistics.median(taken)
