@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from zoo.core.buckets import buckets, checksum, pieces
 from zoo.core.part import ConfigError
 
 T = TypeVar("T")
-BUCKET = 2**24  # elements that travel in one piece
 FOR_EVER = timedelta(days=365)  # while the first process prepares text, probes or scores, the others have nothing to do
 
 
@@ -145,7 +145,7 @@ class Ranks(World):
         found: list[Tensor] = list(tensors)
         with _in_words():
             for members, flat in self._reduced(found):
-                for i, piece in zip(members, _pieces(flat, [found[i] for i in members]), strict=True):
+                for i, piece in zip(members, pieces(flat, [found[i] for i in members]), strict=True):
                     found[i] = piece
         return found
 
@@ -157,13 +157,13 @@ class Ranks(World):
         with _in_words():
             for members, flat in self._reduced(grads):
                 # views of what travelled take the place of the gradients, so that nothing is copied back or kept twice
-                for i, piece in zip(members, _pieces(flat, [grads[i] for i in members]), strict=True):
+                for i, piece in zip(members, pieces(flat, [grads[i] for i in members]), strict=True):
                     some[i].grad = grads[i] = piece
 
     def _reduced(self, tensors: list[Tensor]) -> list[tuple[list[int], Tensor]]:
         """Tensors end to end, summed over the processes, in buckets: which of them, and their flat sum."""
         under_way = []
-        for members in _buckets(tensors):
+        for members in buckets(tensors):
             flat = torch.cat([tensors[i].reshape(-1) for i in members])
             under_way.append((members, flat, dist.all_reduce(flat, async_op=True)))
         for _, _, work in under_way:
@@ -231,7 +231,7 @@ class Ranks(World):
         raise Failed(self.words(own)) from fault
 
     def check_equal(self, tensors: Iterable[Tensor]) -> None:
-        sums = torch.stack([_checksum(t) for t in tensors]).cpu()
+        sums = torch.stack([checksum(t) for t in tensors]).cpu()
         both = torch.stack([sums, -sums])
         with _in_words():
             dist.all_reduce(both, dist.ReduceOp.MAX)
@@ -285,30 +285,3 @@ def _in_words() -> Iterator[None]:
         yield
     except RuntimeError as fault:  # all of torch.distributed's are
         raise Broken(f"another process of this run was lost, or does not answer: {in_words(fault)}") from fault
-
-
-def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """The numbers of tensors that travel together: of one dtype and device, and not too many elements."""
-    buckets: list[list[int]] = []
-    open_ones: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    filled: dict[tuple[torch.dtype, torch.device], int] = {}
-    for i, t in enumerate(tensors):
-        key = (t.dtype, t.device)
-        if key not in open_ones or filled[key] + t.numel() > BUCKET:
-            open_ones[key], filled[key] = [], 0
-            buckets.append(open_ones[key])
-        open_ones[key].append(i)
-        filled[key] += t.numel()
-    return buckets
-
-
-def _pieces(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a flat tensor in the shapes of those that it was made of."""
-    pieces = flat.split([t.numel() for t in like])
-    return [piece.view(t.shape) for piece, t in zip(pieces, like, strict=True)]
-
-
-def _checksum(t: Tensor) -> Tensor:
-    """The sum of a tensor's bits as integers."""
-    wide = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[t.element_size()]
-    return t.detach().contiguous().view(-1).view(wide).sum(dtype=torch.int64)
