@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from einops import rearrange
 from torch import Tensor
 
+from zoo.core.attend import split_heads
 from zoo.core.params import Constant, Linear, Role
 from zoo.core.slots import HeadSite, Output
 from zoo.core.wires import Bus
@@ -28,9 +28,9 @@ class Gate(Output, kind="gate"):
     def __init__(self, cfg: Config, site: HeadSite) -> None:
         super().__init__()
         width = site.n_heads * (site.head_dim if cfg.per == "elementwise" else 1)
-        self.heads = site.n_heads
+        self.width = width // site.n_heads
         self.open = Linear(site.dim, width, role=Role.CONTROL, bias=cfg.bias, init=Constant(0.0))
 
     def forward(self, y: Tensor, x: Tensor, v: Tensor, bus: Bus) -> Tensor:
-        gate = rearrange(self.open(x), "b t (n e) -> b n t e", n=self.heads)  # (B, H, T, 1) or (B, H, T, h)
+        gate = split_heads(self.open(x), self.width).transpose(1, 2)  # (B, H, T, 1) or (B, H, T, h)
         return y * gate.sigmoid()

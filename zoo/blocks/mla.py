@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from zoo.core.attend import attend
+from zoo.core.attend import attend, join_heads, split_heads
 from zoo.core.grouped import width_of_heads
 from zoo.core.params import Linear, Use
 from zoo.core.slots import Attention, HeadSite, Norm, Position, Site, Value
@@ -68,7 +68,7 @@ class MLA(Attention, kind="mla"):
 
     def forward(self, x: Tensor, bus: Bus) -> Tensor:
         low = x if self.query_down is None else self.query_norm(self.query_down(x))
-        q = rearrange(self.query(low), "b t (n e) -> b n t e", n=self.heads)
+        q = split_heads(self.query(low), self.nope + self.rope).transpose(1, 2)
         q_nope, q_rope = q.split([self.nope, self.rope], -1)  # (B, H, T, d_n), (B, H, T, d_r)
         q_rope = self.position(q_rope, bus)
         latent, key = self.latent(x)[:, None].split([self.rank, self.rope], -1)
@@ -82,11 +82,11 @@ class MLA(Attention, kind="mla"):
             y = attend(q, bus.extend("k", k), bus.extend("v", v), bus, self.scale)
         for piece in self.output:
             y = piece(y, x, v, bus)
-        return self.projection(rearrange(y, "b n t e -> b t (n e)"))
+        return self.projection(join_heads(y))
 
     def _expanded(self, latent: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (B, H, S, d_n + d_r) and values (B, H, S, d_v) from latents (B, 1, S, r) and shared keys (B, 1, S, d_r)."""
-        both = rearrange(self.expansion(latent[:, 0]), "b s (n e) -> b n s e", n=self.heads)
+        both = split_heads(self.expansion(latent[:, 0]), self.nope + self.wide).transpose(1, 2)
         k, v = both.split([self.nope, self.wide], -1)
         return torch.cat([k, key.expand(-1, self.heads, -1, -1)], -1), v
 
@@ -108,7 +108,7 @@ class MLA(Attention, kind="mla"):
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, seen: Tensor, bus: Bus) -> Tensor:
         """Attention over latents as keys and values of a single group: (q W_UK) . c in place of q . (W_UK c)."""
-        weight = rearrange(self.expansion.weight.to(seen.dtype), "(n e) r -> n e r", n=self.heads)
+        weight = self.expansion.weight.to(seen.dtype).view(self.heads, -1, self.rank)
         for_keys, for_values = weight.split([self.nope, self.wide], 1)  # (H, d_n, r), (H, d_v, r)
         q = torch.cat([einsum(q_nope, for_keys, "b n t e, n e r -> b n t r"), q_rope], -1)
         mixed = attend(q, seen, seen[..., : self.rank], bus, self.scale)  # (B, H, T, r)

@@ -45,7 +45,7 @@ class RoPE(Position, kind="rope"):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, t: Tensor, bus: Bus) -> Tensor:
-        cos, sin = (table.to(t.dtype) for table in self._angles(t, bus))
+        cos, sin = (table if table.dtype == t.dtype else table.to(t.dtype) for table in self._angles(t, bus))
         part = t[..., : self.dims]
         turned = torch.addcmul(part * cos, self._partners(part), sin)
         return torch.cat([turned, t[..., self.dims :]], -1) if self.dims < t.shape[-1] else turned

@@ -13,12 +13,17 @@ from torch.autograd.function import once_differentiable
 
 def relu2(z: Tensor) -> Tensor:
     """relu(z)^2."""
-    return F.relu(z).square() if torch.compiler.is_compiling() else _ReLU2.apply(z)
+    return _ReLU2.apply(z) if _is_learning() else F.relu(z).square()
 
 
 def leaky_relu2(z: Tensor, slope: float = 0.5) -> Tensor:
     """z^2 where z >= 0, (slope z)^2 elsewhere: never negative, with derivative 0 at 0 from both sides."""
-    return F.leaky_relu(z, slope).square() if torch.compiler.is_compiling() else _LeakyReLU2.apply(z, slope)
+    return _LeakyReLU2.apply(z, slope) if _is_learning() else F.leaky_relu(z, slope).square()
+
+
+def _is_learning() -> bool:
+    """Whether a backward may follow that the compiler does not write itself."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _ReLU2(torch.autograd.Function):

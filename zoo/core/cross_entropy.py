@@ -18,14 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from zoo.core.precision import at_least_fp32
+
 CACHED = 2**20  # logits of one chunk on a CPU: they stay in its cache,
 AT_LEAST = 256  # rows, below which adding up the (V, D) gradient costs more than the products
 
 
 def logits_of(x: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
     """x (N, D), weight (V, D) -> (N, V) in fp32 or wider, capped to c tanh(z / c) with a softcap c."""
-    z = F.linear(x, weight.to(x.dtype))
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    z = at_least_fp32(F.linear(x, weight.to(x.dtype)))
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 

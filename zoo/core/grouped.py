@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from einops import rearrange
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from zoo.core.attend import attend
+from zoo.core.attend import attend, join_heads, split_heads
 from zoo.core.params import Constant, Linear, Role, Use
 from zoo.core.part import ConfigError
 from zoo.core.slots import Attention, HeadSite, Norm, Position, Site, Value
@@ -68,7 +67,7 @@ class Grouped(Attention):
         y = self.mix(q, turned, k, bus.extend("v", v), bus)
         for piece in self.output:
             y = piece(y, x, v, bus)
-        return self.projection(rearrange(y, "b h t e -> b t (h e)"))
+        return self.projection(join_heads(y))
 
     def mix(self, unturned: Tensor, q: Tensor, k: Tensor, v: Tensor, bus: Bus) -> Tensor:
         """What each token takes from all so far.
@@ -86,7 +85,7 @@ class Grouped(Attention):
 
     def split(self, t: Tensor) -> Tensor:
         """(B, T, heads x h) -> (B, heads, T, h)."""
-        return rearrange(t, "b t (n h) -> b n t h", h=self.head_dim)
+        return split_heads(t, self.head_dim).transpose(1, 2)
 
     def split_and_norm(self, t: Tensor, norm: Norm) -> Tensor:
         """``split`` with QK-norm over each head or over the whole projection.
@@ -96,7 +95,7 @@ class Grouped(Attention):
         """
         if self.over == "projection":
             return self.split(norm(t))
-        return norm(rearrange(t, "b t (n h) -> b t n h", h=self.head_dim)).transpose(1, 2)
+        return norm(split_heads(t, self.head_dim)).transpose(1, 2)
 
     def gained(self, q: Tensor) -> Tensor:
         """Queries (B, H, T, h) times the learned gain of their head, if there is one."""

@@ -135,8 +135,10 @@ class Linear(nn.Module):
         self.inits = {"weight": init} if bias is None else {"weight": init, "bias": Constant(bias)}
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        weight, bias = self.weight, self.bias
+        if weight.dtype != x.dtype:
+            weight = weight.to(x.dtype)
+        return F.linear(x, weight, bias if bias is None else bias.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]} -> {self.weight.shape[0]}, {self.roles['weight']}"

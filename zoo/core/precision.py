@@ -1,4 +1,4 @@
-"""Which dtypes a device is fast at."""
+"""Dtypes: which a device is fast at, and which are wide enough for sums."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+WIDE = (torch.float32, torch.float64)
+
+
+def at_least_fp32(t: Tensor) -> Tensor:
+    """``t`` in fp32, or as it is where it is that wide."""
+    return t if t.dtype in WIDE else t.float()
 
 
 @cache

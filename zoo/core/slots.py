@@ -88,7 +88,7 @@ class Block(HasParameters, Part, nn.Module):
 def _under_own_path(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def run(self: Block, *args: Any) -> Any:
-        return method(self, *(a.at(self.scope) if isinstance(a, Bus) else a for a in args))
+        return method(self, *[a.at(self.scope) if isinstance(a, Bus) else a for a in args])
 
     return run
 
