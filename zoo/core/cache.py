@@ -67,6 +67,10 @@ class Cache:
         self._segments = torch.cat([past, segments], 1)
         return self._segments
 
+    def is_whole(self) -> bool:
+        """Whether every row is one document, of which nothing was forgotten."""
+        return self._segments is None and not self.dropped
+
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row ``index[i]`` was: beams that survive are copied, those that do not are dropped.
 

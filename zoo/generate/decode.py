@@ -16,6 +16,7 @@ from zoo.core.part import ConfigError
 from zoo.data.slots import Tokenizer
 from zoo.generate.beam import search
 from zoo.generate.choose import PAD, Sampling, adjusted, choose
+from zoo.generate.replay import Steps
 from zoo.model import Model
 
 PIECE = 256  # tokens of a prompt per call: logits of a long prompt need not exist at once
@@ -116,6 +117,7 @@ class Feed:
         self.model, self.device = model, next(model.parameters()).device
         width = max(map(len, prompts))
         self.cache: Cache = model.cache(len(prompts), width + room)
+        self.steps = Steps(model, self.cache)
         self.history = torch.tensor([[PAD] * (width - len(p)) + list(p) for p in prompts])  # (R, S)
 
     def prompt(self) -> Tensor:
@@ -133,7 +135,7 @@ class Feed:
     def step(self, ids: Tensor) -> Tensor:
         """Logits after one more id (R,) per row."""
         self.history = torch.cat([self.history, ids[:, None]], 1)
-        return self.model(ids[:, None].to(self.device), cache=self.cache).logits[:, -1].cpu().double()
+        return self.steps(ids[:, None].to(self.device))[:, -1].cpu().double()
 
     def follow(self, parents: Tensor) -> None:
         """Row i goes on from what row ``parents[i]`` was."""

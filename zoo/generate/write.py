@@ -1,0 +1,180 @@
+"""A recorded decoding step as the source of a function: one line a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from zoo.generate.record import Call, Growing, Watch, tensors_in
+from zoo.model import Model
+
+Stages = list[dict[str, Tensor]]
+Program = Callable[[int, Tensor, Stages], tuple[Tensor, Stages]]  # (tokens further, ids, remembered) -> logits, kept
+LITERALS = (int, str, type(None))
+VIEWS = {
+    "to",
+    "float",
+    "double",
+    "bfloat16",
+    "contiguous",
+    "view",
+    "reshape",
+    "flatten",
+    "expand",
+    "narrow",
+    "__getitem__",
+}
+
+
+class Step(NamedTuple):
+    """What was recorded of one step."""
+
+    ids: Tensor  # (R, 1)
+    remembered: Stages  # ahead of the step
+    calls: list[Call]
+    logits: Tensor  # (R, 1, V)
+    kept: Stages  # behind it
+
+
+class Writer:
+    """Writes the function. What depends on parameters alone, such as a cast of a weight, is taken from the recording.
+
+    Args:
+        model: whose parameters and buffers may occur in the function.
+        watch: where a reason is left why the step cannot be repeated.
+    """
+
+    def __init__(self, model: Model, watch: Watch) -> None:
+        self.watch = watch
+        self.constants = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        self.values: dict[str, Any] = {}
+        self.lines: list[str] = []
+        self.names: dict[int, str] = {}  # of the later step's tensors, by id
+        self.earlier: dict[int, str] = {}  # of the earlier step's
+        self.changed: set[int] = set()  # storages that are written to
+
+    def program(self, was: Step, now: Step) -> Program | None:
+        """The function that repeats ``now``, one token after ``was``; None with a reason left in ``watch``."""
+        self._name(was.ids, now.ids, "ids")
+        for i, stage in enumerate(now.remembered):
+            for key, t in stage.items():
+                self._name(was.remembered[i].get(key), t, f"stages[{i}][{key!r}]")
+        if len(was.calls) != len(now.calls):
+            self.watch.refuse("two steps do not make equally many calls")
+        self.changed = {_storage(t) for call in now.calls for t in _written(call)}
+        for before, call in zip(was.calls, now.calls, strict=False):
+            if self.watch.fault:
+                return None
+            self._call(before, call)
+        kept = [
+            f"{{{', '.join(f'{key!r}: {self._text(was.kept[i].get(key), t)}' for key, t in stage.items())}}}"
+            for i, stage in enumerate(now.kept)
+        ]
+        self.lines.append(f"return {self._text(was.logits, now.logits)}, [{', '.join(kept)}]")
+        if self.watch.fault:
+            return None
+        exec("def step(further, ids, stages):\n    " + "\n    ".join(self.lines), self.values)
+        return self.values["step"]
+
+    def _name(self, was: Tensor | None, now: Tensor, name: str) -> None:
+        self.earlier[id(was)] = self.names[id(now)] = name
+
+    def _call(self, was: Call, now: Call) -> None:
+        """One line, or none where nothing is left to do: a constant, or a view that is its first argument again."""
+        words = [self._text(a, b) for a, b in _pairs(was.args, now.args, self.watch)]
+        words += [f"{name}={self._text(was.kwargs.get(name), value)}" for name, value in now.kwargs.items()]
+        results = list(tensors_in(now.result))
+        if len(results) > 1 and len(results) != len(now.result):
+            self.watch.refuse("a call returns tensors among other things")
+        if self._is_constant(now, results):
+            self.constants |= {id(t): t for t in results}
+            self.earlier |= {id(a): f"constant {id(b)}" for a, b in zip(tensors_in(was.result), results, strict=True)}
+            return
+        same = _is_its_argument(was) and _is_its_argument(now)
+        names = (
+            [words[0]] if same else [self.names.get(id(t)) or f"v{len(self.names)}_{i}" for i, t in enumerate(results)]
+        )
+        for a, b, name in zip(tensors_in(was.result), results, names, strict=True):
+            self._name(a, b, name)
+        if not same:
+            left = f"{', '.join(names)} = " if isinstance(now.result, Tensor) else f"{', '.join(names)}, = "
+            self.lines.append(f"{left if names else ''}{self._value(now.function)}({', '.join(words)})")
+
+    def _is_constant(self, call: Call, results: list[Tensor]) -> bool:
+        """Whether parameters alone decide the result, and nothing is written to it."""
+        given = list(tensors_in([call.args, call.kwargs]))
+        if not given or any(id(t) not in self.constants or id(t) in self.names for t in given):
+            return False
+        return not _grows([call.args, call.kwargs]) and all(_storage(t) not in self.changed for t in results)
+
+    def _text(self, was: Any, now: Any) -> str:
+        """``now`` as source: a name, a literal, or a number that follows the tokens."""
+        if isinstance(now, Tensor):
+            return self._tensor(was, now)
+        if isinstance(now, tuple | list):
+            inner = "".join(f"{self._text(a, b)}, " for a, b in _pairs(was, now, self.watch))
+            return f"[{inner}]" if isinstance(now, list) else f"({inner})"
+        if isinstance(now, slice):
+            return f"slice{self._text((was.start, was.stop, was.step), (now.start, now.stop, now.step))}"
+        if isinstance(now, Growing):
+            if int(now) - int(was) != now.slope:
+                self.watch.refuse("a number grows otherwise than was thought")
+            return f"{int(now)} + {now.slope} * further"
+        if type(was) is not type(now) or was != now:
+            self.watch.refuse("a number changes that was not followed")
+        return repr(now) if isinstance(now, LITERALS) else self._value(now)
+
+    def _tensor(self, was: Any, now: Tensor) -> str:
+        if id(now) in self.names:
+            if self.earlier.get(id(was)) != self.names[id(now)]:
+                self.watch.refuse("two steps do not give the same to their calls")
+            return self.names[id(now)]
+        if id(now) not in self.constants:
+            self.watch.refuse("a tensor comes from nowhere that is known")
+        elif was is not now and self.earlier.get(id(was)) != f"constant {id(now)}":
+            self.watch.refuse("two steps use different constants")
+        return self._value(now)
+
+    def _value(self, value: Any) -> str:
+        """The name under which the function knows a value."""
+        name = f"c{id(value)}"
+        self.values[name] = value
+        return name
+
+
+def _pairs(was: Any, now: Any, watch: Watch) -> list[tuple[Any, Any]]:
+    if not isinstance(was, tuple | list) or len(was) != len(now):
+        watch.refuse("two steps do not give their calls equally much")
+        return []
+    return list(zip(was, now, strict=True))
+
+
+def _grows(value: Any) -> bool:
+    if isinstance(value, dict):
+        return _grows(tuple(value.values()))
+    if isinstance(value, slice):
+        return _grows((value.start, value.stop, value.step))
+    return any(map(_grows, value)) if isinstance(value, tuple | list) else isinstance(value, Growing)
+
+
+def _storage(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()
+
+
+def _written(call: Call) -> list[Tensor]:
+    """The tensors that a call writes to."""
+    name = call.function.__name__
+    found = list(tensors_in(call.kwargs.get("out")))
+    in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+    return found + (list(tensors_in(call.args[:1])) if in_place else [])
+
+
+def _is_its_argument(call: Call) -> bool:
+    """Whether a view shows all of what it was made of, in the same order."""
+    given, found = call.args[0] if call.args else None, call.result
+    if call.function.__name__ not in VIEWS or not isinstance(given, Tensor) or not isinstance(found, Tensor):
+        return False
+    facts = [(t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in (given, found)]
+    return facts[0] == facts[1] and not _grows([call.args, call.kwargs])
