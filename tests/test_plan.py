@@ -111,6 +111,26 @@ def test_a_shape_is_what_takes_time_and_not_what_it_is_called(tmp_path: Path) ->
     assert shape_of(trial_recipe(grid.arms[0], 7)) == here
 
 
+def test_how_far_weights_move_is_no_part_of_a_shape_and_how_they_are_moved_is(tmp_path: Path) -> None:
+    def shape(*sets: str) -> str:
+        beginning = ["optim.matrix={kind='muon',weight_decay=0.1}", "average='ema'"]
+        return shape_of(plan(write(tmp_path), device="cpu", sets=[*beginning, *sets]).recipe)
+
+    here = shape()
+    rates = ("matrix.momentum=0.9", "matrix.lr=0.7", "matrix.weight_decay=0.2", "embedding.betas=[0.5, 0.6]")
+    moved = [shape(f"optim.{knob}") for knob in rates] + [shape("average.decay=0.5"), shape("schedule='cosine'")]
+    assert set(moved) == {here}
+    changed = ("optim.matrix.ns_steps=3", "optim.matrix.ns_dtype='bfloat16'", "optim.matrix.form='plain'")
+    changed += ("average='none'", "average.every=2", "optim.matrix.weight_decay=0.0", "machine.dtype='bfloat16'")
+    changed += ("model.context=8", "train.clip='none'")
+    assert len({here, *map(shape, changed)}) == 1 + len(changed)
+
+
+def test_a_screening_of_rates_is_of_one_shape() -> None:
+    grid = plan(Path(__file__).parents[1] / "recipes/screen.toml", "cpu", device="cpu")
+    assert len(grid.arms) == 75 and len({shape_of(arm.recipe) for arm in grid.arms}) == 1
+
+
 def test_a_real_measurement_times_steps_and_scoring(tmp_path: Path) -> None:
     grid = plan(write(tmp_path, "[schedule]\nkind = 'linear'\nwarmup = 5\n"), device="cpu")
     ready = make_ready(grid, grid.arms, Quiet())

@@ -56,13 +56,22 @@ def shape_of(recipe: Recipe) -> str:
     table = {name: value for name, value in tabulate(recipe).items() if name not in ELSEWHERE}
     table["train"] = {name: value for name, value in table["train"].items() if name not in ONCE}
     table["model"] = {name: value for name, value in table["model"].items() if name not in ("vocab_size", "init")}
-    table["optim"] = {
-        role: {k: v for k, v in knobs.items() if k not in ("lr", "weight_decay")}
-        for role, knobs in table["optim"].items()
-    }
+    table |= {name: _motion(table[name]) for name in ("optim", "average") if name in table}
     here = [machine.facts(recipe.machine.device)["machine"], torch.__version__, code_hash(recipe)]
     text = json.dumps([table, tabulate(recipe.data.tokenizer), here], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _motion(value: Any) -> Any:
+    """What says how weights move, without how far: of a real number only whether it is zero, which may spare an operation.
+
+    Sizes and repetitions are whole numbers, and stay as they are.
+    """
+    if isinstance(value, dict):
+        return {name: _motion(knob) for name, knob in value.items()}
+    if isinstance(value, list):
+        return [_motion(item) for item in value]
+    return value != 0.0 if isinstance(value, float) else value
 
 
 def measure(recipe: Recipe, prepared: Prepared) -> Timing:
