@@ -69,6 +69,7 @@ def run(
     ] = False,
 ) -> None:
     """Train every trial that is not finished yet, and print the table."""
+    from zoo import collector
     from zoo.trials import processes
 
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
@@ -77,8 +78,9 @@ def run(
     from rich.console import Console
 
     with faults_in_words():
-        from zoo.report import session
-        from zoo.trials import places, ranks
+        with collector.at_rest():
+            from zoo.report import session
+            from zoo.trials import places, ranks
 
         limits = places.Limits(time_limit, silence_limit or None)
         manner = "json" if as_json else "quiet" if quiet else "auto"
@@ -117,8 +119,11 @@ def plan(
     """Show what a grid would train, what its seeds can show, and with --measure what it takes."""
     from rich.console import Console
 
+    from zoo import collector
+
     with faults_in_words():
-        from zoo.report import planning
+        with collector.at_rest():
+            from zoo.report import planning
 
         planning.show_plan(recipe, profile, sets or [], seeds, device, Console(), out, noise, measure, price, workers)
 

@@ -1,4 +1,4 @@
-"""What a model costs, without allocating it: parameters by role and part, active parameters, FLOPs, cache, memory.
+"""What a model costs, without allocating it: parameters by role and part, active parameters, FLOPs, cache.
 
 Parameters are counted on the meta device from the built model, so a count can never disagree with the module. FLOPs are
 two per multiply-add of matrix products; attention counts its full T x T products; training is three times forward.
@@ -63,25 +63,3 @@ def forward_flops(module: nn.Module, context: int) -> float:
     """FLOPs per token of one forward at ``context`` tokens: every Linear by itself, every Block what it says beside."""
     linear = sum(2.0 * m.weight.numel() for m in module.modules() if isinstance(m, Linear))
     return linear + sum(m.extra_flops(context) for m in module.modules() if isinstance(m, Block))
-
-
-def saved_bytes(model: Model, rows: int) -> int:
-    """Bytes that autograd keeps between forward and backward of ``rows`` full rows, summed on the meta device."""
-    if not model.embedding.weight.is_meta:
-        raise ValueError("saved_bytes wants a model on the meta device")
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-    seen: dict[int, int] = {}
-    alive = []  # keeps storages alive, so that an address is not used twice
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        storage = t.untyped_storage()
-        if storage._cdata not in parameters:
-            seen[storage._cdata] = storage.nbytes()
-            alive.append(t)
-        return t
-
-    tokens = torch.zeros(rows, model.config.context, dtype=torch.long, device="meta")
-    model.eval()  # what dropout and jitter keep is small, and they would need a noise key
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        model(tokens, tokens)
-    return sum(seen.values())

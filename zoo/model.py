@@ -6,6 +6,7 @@ that its blocks declare, and it returns exactly what they wrote. Nothing is reme
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -51,14 +52,14 @@ def _declared(parts: Mapping[str, Block], what: str) -> tuple[Wire, ...]:
 
 
 class _Once:
-    """A stage on the meta device that answers what another of the same number has answered to the same shapes."""
+    """A stage on the meta device that answers what another like it has answered to the same shapes."""
 
-    def __init__(self, stage: Stage, number: int, called: dict[Any, Any]) -> None:
-        self.stage, self.number, self.called = stage, number, called
+    def __init__(self, stage: Stage, like: str, called: dict[Any, Any]) -> None:
+        self.stage, self.like, self.called = stage, like, called
         self.reads = stage.reads
 
     def __call__(self, x: Tensor, inbox: dict[Wire, Tensor]) -> Any:
-        given = (self.number, _kind(x), *((wire.name, _kind(t)) for wire, t in inbox.items()))
+        given = (self.like, _kind(x), *((wire.name, _kind(t)) for wire, t in inbox.items()))
         if given not in self.called:
             self.called[given] = self.stage(x, inbox)
         return self.called[given]
@@ -103,18 +104,29 @@ class ModelConfig(Knobs):
         """
         if not self.where:
             return (self.layer,) * self.n_layers
-        tables = [tabulate(self.layer)] * self.n_layers
+        unpatched = (tabulate(self.layer), self.layer)
+        made = [unpatched] * self.n_layers  # the table of each layer, and what it says; of equal layers the same pair
         for i, entry in enumerate(self.where):
             patch = {name: value for name, value in entry.items() if name != "layers"}
             try:
-                for index in select(entry.get("layers"), self.n_layers):
-                    tables[index] = merge(Layer.Config, tables[index], patch)
-                    Layer.parse(tables[index])
+                for indices in _alike(made, select(entry.get("layers"), self.n_layers)):
+                    table = merge(Layer.Config, made[indices[0]][0], patch)
+                    pair = (table, Layer.parse(table))
+                    for index in indices:
+                        made[index] = pair
             except ConfigError as fault:
                 raise fault.under(f"where[{i}]") from None
             except ValidationError as fault:
                 raise faults(fault)[0].under(f"where[{i}]") from None
-        return tuple(Layer.parse(table) for table in tables)
+        return tuple(layer for _, layer in made)
+
+
+def _alike(made: list[Any], chosen: list[int]) -> list[list[int]]:
+    """The numbers in ``chosen`` in groups that stand for the same thing in ``made``."""
+    groups: dict[int, list[int]] = {}
+    for index in chosen:
+        groups.setdefault(id(made[index]), []).append(index)
+    return list(groups.values())
 
 
 def select(pattern: Any, n_layers: int) -> list[int]:
@@ -154,12 +166,19 @@ class Model(nn.Module):
         config: the ``[model]`` tree, with ``vocab_size`` known.
         stream: the dtype of the residual stream; None: that of the parameters. Parameters stay as they are.
         seed: seed of the first draw; None leaves the parameters undefined (to be loaded).
+        called: on the meta device, what stages of other models have answered; this one's are added.
 
     Raises:
         ConfigError: parts that do not fit together, with the dotted path.
     """
 
-    def __init__(self, config: ModelConfig, stream: torch.dtype | None = None, seed: int | None = 0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        stream: torch.dtype | None = None,
+        seed: int | None = 0,
+        called: dict[Any, Any] | None = None,
+    ) -> None:
         super().__init__()
         if config.vocab_size is None:
             raise ConfigError("is not known: set it, or build the model from a recipe with a tokenizer", "vocab_size")
@@ -174,7 +193,7 @@ class Model(nn.Module):
         self.stages = [Stage(self.stem), *(Stage(layer) for layer in self.layer)]  # a plain list: views, not children
         self._check_wires()
         if self.embedding.weight.is_meta:
-            self._check_shapes()
+            self._check_shapes({} if called is None else called)
             return
         self._check_apart()
         if seed is not None:
@@ -292,16 +311,22 @@ class Model(nn.Module):
         with torch.device("meta"):
             Model(self.config, self.stream, seed=None)
 
+    def likes(self) -> list[str]:
+        """For each stage its knobs and the facts it was built with: stages of which these are equal differ in numbers alone."""
+        c = self.config
+        facts = [c.dim, c.n_layers, c.vocab_size, c.context, str(self.stream)]
+        kinds = [[tabulate(piece) for piece in c.stem], *map(tabulate, c.layers())]
+        return [json.dumps([facts, kind]) for kind in kinds]
+
     @torch.no_grad()
-    def _check_shapes(self) -> None:
+    def _check_shapes(self, called: dict[Any, Any]) -> None:
         """One call on the meta device, so that shapes that do not fit fail here and by name.
 
-        Of layers with equal knobs that are given equal shapes, one is called.
+        Of stages that are alike and are given equal shapes, one is called.
         """
         tokens = torch.zeros(2, min(8, self.config.context), dtype=torch.long, device="meta")
         training, stages = self.training, self.stages
-        configs, called = [None, *self.config.layers()], {}
-        self.stages = [_Once(stage, configs.index(c), called) for stage, c in zip(stages, configs, strict=True)]
+        self.stages = [_Once(stage, like, called) for stage, like in zip(stages, self.likes(), strict=True)]
         self.eval()
         try:
             self(tokens, tokens)

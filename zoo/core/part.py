@@ -56,7 +56,7 @@ class Knobs(BaseModel):
     TOML has no null: the word "none" stands for it in every knob that may be None (and has no "none" of its own).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

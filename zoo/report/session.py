@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from zoo import plugins
+from zoo import collector, plugins
 from zoo.api import pick, with_its_vocabulary
 from zoo.core.part import ConfigError
 from zoo.data.cache import default_cache
@@ -26,7 +26,7 @@ from zoo.report.sections import sections
 from zoo.report.terminal import print_table, say
 from zoo.report.tracking import Tracked
 from zoo.report.units import bytes_of, flops, scaled
-from zoo.trials.check import Forecast, check, locate, memory, outline
+from zoo.trials.check import Forecast, Known, Sized, check, locate, outline
 from zoo.trials.cluster import ClusterCrew
 from zoo.trials.grid import Grid, plan
 from zoo.trials.joining import check_executor
@@ -56,17 +56,17 @@ def open_grid(
     return grid
 
 
+@collector.at_rest()  # models on the meta device stay small, and the first of them imports much
 def dry_run(grid: Grid, only: str, console: Console) -> None:
     """List the trials with their cost; nothing is trained, and text is read only where the vocabulary depends on it."""
     wanted = grid.only(only)
-    known, guessed = with_known_vocabularies(grid)
-    grid, forecasts = _with_text(grid, console) if guessed else (known, check(known))
+    known = Sized()
+    settled, guessed = with_known_vocabularies(grid)
+    grid, forecasts = _with_text(grid, known, console) if guessed else (settled, check(settled, known=known))
     names = {arm.name for arm in wanted}
-    rows, needed = [], {}
+    rows = []
     for arm in grid.arms:
         if arm.name in names:
-            like = outline(arm.recipe)
-            needed[like] = memory(arm.recipe) if like not in needed else needed[like]
             seen, seconds = forecasts[arm.name], arm.recipe.train.seconds
             rows.append(
                 {
@@ -77,16 +77,16 @@ def dry_run(grid: Grid, only: str, console: Console) -> None:
                     "FLOPs/token": flops(seen.cost.flops_per_token),
                     "steps": f"{seconds:g} s" if seen.steps is None else f"{seen.steps:,}",
                     "tokens": "" if seen.steps is None else scaled(seen.steps * seen.tokens_per_step),
-                    "est. memory": bytes_of(needed[like]),
+                    "est. memory": bytes_of(known.memories[outline(arm.recipe)]),
                 }
             )
     print_table(console, f"{grid.name}: {len(rows) * len(grid.seeds)} trials", rows, ["tokens", "seeds", "FLOPs/token"])
 
 
-def _with_text(grid: Grid, console: Console) -> tuple[Grid, dict[str, Forecast]]:
+def _with_text(grid: Grid, known: Known, console: Console) -> tuple[Grid, dict[str, Forecast]]:
     """The grid with the vocabularies that only the text can tell, and what its arms then cost."""
     with view_for(console) as view:
-        ready = make_ready(grid, grid.arms, view)
+        ready = make_ready(grid, grid.arms, view, known)
     trials = {trial.arm.name: trial for trial in ready.trials}
     arms = tuple(trials[arm.name].arm for arm in grid.arms)
     return grid._replace(arms=arms), {name: trial.forecast for name, trial in trials.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from zoo import machine
@@ -10,14 +12,34 @@ from zoo.model import Model
 from zoo.recipe import Recipe
 
 
-def meta_model(recipe: Recipe) -> Model:
-    """The recipe's model on the meta device.
+class _Uncalled(Model):
+    """On the meta device, its shapes unchecked."""
+
+    def _check_shapes(self, called: dict[Any, Any]) -> None:
+        """Nothing: the first call checks them."""
+
+
+def meta_model(recipe: Recipe, called: dict[Any, Any] | None = None) -> Model:
+    """The recipe's model on the meta device; ``called`` as ``Model`` has it.
 
     Raises:
         ConfigError: parts that do not fit, with a path from the root of the recipe.
     """
+    return _built(Model, recipe, called)
+
+
+def uncalled_model(recipe: Recipe) -> Model:
+    """Likewise, for who calls it with more tokens than a check would, and so finds shapes that do not fit.
+
+    Raises:
+        ConfigError: parts that cannot be built or wired, with a path from the root of the recipe.
+    """
+    return _built(_Uncalled, recipe, None)
+
+
+def _built(model: type[Model], recipe: Recipe, called: dict[Any, Any] | None) -> Model:
     try:
         with torch.device("meta"):
-            return Model(recipe.model, stream=machine.DTYPES.get(recipe.machine.dtype), seed=None)
+            return model(recipe.model, machine.DTYPES.get(recipe.machine.dtype), None, called)
     except ConfigError as fault:
         raise fault.under("model") from None

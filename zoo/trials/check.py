@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zoo.budget import check_ranks, check_schedule, tokens_per_step, total_steps
 from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
 from zoo.core.tables import tabulate
-from zoo.cost import Cost, cost_of, saved_bytes
+from zoo.cost import Cost, cost_of
 from zoo.loop import build_optimizers
+from zoo.model import Model
 from zoo.recipe import Recipe
 from zoo.resolve import blame
-from zoo.trials.build import meta_model
+from zoo.saved import Calls, saved_bytes
+from zoo.trials.build import meta_model, uncalled_model
 from zoo.trials.grid import Arm, Grid
 
 
@@ -28,28 +30,58 @@ class Forecast(NamedTuple):
     unused: tuple[Role, ...]  # roles that the recipe speaks of and this arm lacks
 
 
-def check(
-    grid: Grid, arms: Sequence[Arm] | None = None, known: dict[str, Forecast] | None = None
-) -> dict[str, Forecast]:
+class Known:
+    """What has been found out, by ``outline``: each model is built once, and of stages that are alike one is called."""
+
+    def __init__(self) -> None:
+        self.forecasts: dict[str, Forecast] = {}
+        self.called: dict[Any, Any] = {}  # what stages answered while shapes were checked
+
+    def of(self, recipe: Recipe) -> Forecast:
+        """The forecast of a recipe.
+
+        Raises:
+            ConfigError: with a path from the root of the recipe.
+        """
+        like = outline(recipe)
+        if like not in self.forecasts:
+            self.forecasts[like] = self._found(recipe)
+        return self.forecasts[like]
+
+    def _found(self, recipe: Recipe) -> Forecast:
+        return forecast(recipe, meta_model(recipe, self.called))
+
+
+class Sized(Known):
+    """What has been found out, and the memory that training takes: the call that counts it is the one that checks shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memories: dict[str, int] = {}
+        self.calls: Calls = {}
+
+    def _found(self, recipe: Recipe) -> Forecast:
+        model = uncalled_model(recipe)
+        found = forecast(recipe, model)
+        self.memories[outline(recipe)] = memory(recipe, model, self.calls)
+        return found
+
+
+def check(grid: Grid, arms: Sequence[Arm] | None = None, known: Known | None = None) -> dict[str, Forecast]:
     """A forecast for each arm by name; the vocabulary must be known.
 
     Args:
         grid: for its other arms, and for where something was written.
         arms: which; None: the grid's.
-        known: forecasts by ``outline``, to which those that are made are added: each model is built once.
+        known: from earlier calls, to which what is found is added.
 
     Raises:
         ConfigError: an arm whose parts do not fit, a budget or schedule that cannot be, a role without an optimizer, or an
             optimizer for a role that no arm has.
     """
     arms = grid.arms if arms is None else arms
-    known = {} if known is None else known  # arms of a search differ in rates alone
-    found = {}
-    for arm in arms:
-        like = outline(arm.recipe)
-        if like not in known:
-            known[like] = _forecast(grid, arm)
-        found[arm.name] = known[like]
+    known = Known() if known is None else known
+    found = {arm.name: _forecast(grid, arm, known) for arm in arms}
     present = frozenset().union(*(forecast.roles for forecast in found.values()))
     if len(arms) == len(grid.arms):
         for arm in arms:
@@ -72,9 +104,9 @@ def outline(recipe: Recipe) -> str:
     return json.dumps(table, sort_keys=True)
 
 
-def _forecast(grid: Grid, arm: Arm) -> Forecast:
+def _forecast(grid: Grid, arm: Arm, known: Known) -> Forecast:
     try:
-        return forecast(arm.recipe)
+        return known.of(arm.recipe)
     except ConfigError as fault:
         raise locate(grid, arm, fault) from None
 
@@ -86,13 +118,17 @@ def locate(grid: Grid, arm: Arm, fault: ConfigError) -> ConfigError:
     return ConfigError(f"{origin}{name}: {fault}")
 
 
-def forecast(recipe: Recipe) -> Forecast:
-    """Build a recipe on the meta device and check all that a trial needs beside text.
+def forecast(recipe: Recipe, model: Model | None = None) -> Forecast:
+    """Check all that a trial needs beside text.
+
+    Args:
+        recipe: its vocabulary known.
+        model: the recipe's, on the meta device; None: it is built.
 
     Raises:
         ConfigError: with a path from the root of the recipe.
     """
-    model = meta_model(recipe)
+    model = meta_model(recipe) if model is None else model
     steps = total_steps(recipe)
     check_ranks(recipe)
     check_schedule(recipe)
@@ -107,12 +143,20 @@ def forecast(recipe: Recipe) -> Forecast:
     return Forecast(cost_of(model), steps, tokens_per_step(recipe), roles, unused)
 
 
-def memory(recipe: Recipe) -> int:
+def memory(recipe: Recipe, model: Model | None = None, calls: Calls | None = None) -> int:
     """Estimated peak bytes of training: parameters, gradients, optimizer state, averages, and what the backward needs.
 
     Buffers that live for a moment, the framework itself and the allocator's slack are not in it.
+
+    Args:
+        recipe: its vocabulary known.
+        model: the recipe's, on the meta device; None: it is built.
+        calls: as ``saved_bytes`` has them.
+
+    Raises:
+        ConfigError: parts that do not fit, with a path from the root of the recipe.
     """
-    model = meta_model(recipe)
+    model = meta_model(recipe) if model is None else model
     model.recompute = recipe.train.recompute == "layers"
     width = 8 if recipe.machine.dtype == "float64" else 4
     total = 2.0 * width * sum(p.numel() for p in model.parameters())
@@ -120,4 +164,7 @@ def memory(recipe: Recipe) -> int:
         total += optimizer.bytes_per_parameter() * sum(p.numel() for _, p in optimizer.named)
     average = recipe.average.build(model)
     total += sum(t.numel() * t.element_size() for t in (average.weights() or {}).values())
-    return int(total + saved_bytes(model, recipe.train.batch // recipe.machine.ranks))
+    try:
+        return int(total + saved_bytes(model, recipe.train.batch // recipe.machine.ranks, calls))
+    except ConfigError as fault:
+        raise fault.under("model") from None

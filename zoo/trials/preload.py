@@ -9,16 +9,20 @@ from __future__ import annotations
 import gc
 import importlib
 
-import sentencepiece  # noqa: F401  (what reading a tokenizer imports late)
-import typer  # noqa: F401  (what the command's own file imports, which every worker runs)
+from zoo import collector
 
-import zoo.trials.run  # noqa: F401
-from zoo.plugins import OWN
-from zoo.recipe import Recipe
-from zoo.trials.address import code_hash
+with collector.at_rest():
+    import sentencepiece  # noqa: F401  (what reading a tokenizer imports late)
+    import torch._dynamo  # noqa: F401  (what every optimizer, and every model on the meta device, imports late)
+    import typer  # noqa: F401  (what the command's own file imports, which every worker runs)
 
-for folder in OWN:
-    importlib.import_module(folder)
-code_hash(Recipe())  # to parse most of the source that is hashed for a trial takes as long as a short trial
+    import zoo.trials.run  # noqa: F401
+    from zoo.plugins import OWN
+    from zoo.recipe import Recipe
+    from zoo.trials.address import code_hash
+
+    for folder in OWN:
+        importlib.import_module(folder)
+    code_hash(Recipe())  # to parse most of the source that is hashed for a trial takes as long as a short trial
 gc.collect()
 gc.freeze()  # what was imported stays: not to be looked through again in every worker, nor copied for its marks

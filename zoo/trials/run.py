@@ -24,7 +24,7 @@ from zoo.resume import Stopped
 from zoo.scoring.plan import plan_of
 from zoo.train import train
 from zoo.trials.address import address, code_hash
-from zoo.trials.check import Forecast, check, locate
+from zoo.trials.check import Forecast, Known, check, locate
 from zoo.trials.cluster import ClusterCrew
 from zoo.trials.grid import Arm, Grid, trial_recipe
 from zoo.trials.places import longest_first
@@ -91,14 +91,20 @@ def data_key(recipe: Recipe) -> str:
     return json.dumps(recipe.data.model_dump(mode="json"), sort_keys=True)
 
 
-def make_ready(grid: Grid, arms: Sequence[Arm], view: View) -> Ready:
+def make_ready(grid: Grid, arms: Sequence[Arm], view: View, known: Known | None = None) -> Ready:
     """Check every arm, then prepare the text, then check what depends on the text.
+
+    Args:
+        grid: what is to be trained.
+        arms: those of its arms that are wanted.
+        view: told of everything.
+        known: what earlier checks have found, to which is added.
 
     Raises:
         ConfigError: whatever is wrong, before anything has been trained.
     """
     stand_in, guessed = with_known_vocabularies(grid)
-    known: dict[str, Forecast] = {}
+    known = Known() if known is None else known
     forecasts = check(stand_in, known=known)
     prepared: dict[str, Prepared] = {}
     settled: dict[str, Recipe] = {}
