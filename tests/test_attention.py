@@ -88,6 +88,14 @@ def test_sdpa_equals_the_twin(case: dict[str, Any]) -> None:
         assert torch.allclose(call(**single).double(), twin(**case), rtol=0, atol=1e-5)
 
 
+@given(attentions())
+def test_a_decoded_token_equals_the_twin(case: dict[str, Any]) -> None:
+    case["q"] = case["q"][:, :, -1:]
+    single = {name: t.float() if isinstance(t, Tensor) and t.is_floating_point() else t for name, t in case.items()}
+    with torch.no_grad():
+        assert torch.allclose(call(**single).double(), twin(**case), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_backends_agree_with_gradients(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo.core.attend, "ROWS", 8)

@@ -99,7 +99,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bus: Bus, scale: float, n_prefix: in
     """
     segments = segments_of(bus)
     n_queries, n_keys = q.shape[-2], k.shape[-2]
-    if _products_pay(q, k, v):
+    if _products_pay(q, k, v) and not _is_decoded_at_once(q, v, segments):
         return plain(q, k, v, scale, n_prefix, segments)
     repeat = q.shape[1] // k.shape[1]
     if segments is None and (n_queries == 1 or n_queries == n_keys):
@@ -119,6 +119,12 @@ def _products_pay(q: Tensor, k: Tensor, v: Tensor) -> bool:
     if q.device.type != "cpu":
         return False
     return q.shape[-2] == 1 or q.shape[-1] != v.shape[-1] or k.shape[-2] <= PLAIN_UP_TO.get(q.dtype, 0)
+
+
+def _is_decoded_at_once(q: Tensor, v: Tensor, segments: Tensor | None) -> bool:
+    """Whether a single query without a backward has a fused path: one call, where plain products are nine."""
+    single = q.shape[-2] == 1 and segments is None and not torch.is_grad_enabled()
+    return single and q.dtype != torch.float64 and q.shape[-1] == v.shape[-1]
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, scale: float, n_prefix: int = 0, segments: Tensor | None = None) -> Tensor:

@@ -194,7 +194,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        if result is None or any(True for _ in tensors_in(result)):
+        if isinstance(result, Tensor) or result is None or any(True for _ in tensors_in(result)):
             self._note(Call(function, args, kwargs, result))
             return result
         if isinstance(result, FIXED):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -13,19 +13,6 @@ from zoo.model import Model
 Stages = list[dict[str, Tensor]]
 Program = Callable[[int, Tensor, Stages], tuple[Tensor, Stages]]  # (tokens further, ids, remembered) -> logits, kept
 LITERALS = (int, str, type(None))
-VIEWS = {
-    "to",
-    "float",
-    "double",
-    "bfloat16",
-    "contiguous",
-    "view",
-    "reshape",
-    "flatten",
-    "expand",
-    "narrow",
-    "__getitem__",
-}
 
 
 class Step(NamedTuple):
@@ -38,6 +25,16 @@ class Step(NamedTuple):
     kept: Stages  # behind it
 
 
+class Line(NamedTuple):
+    """``names = said``."""
+
+    names: tuple[str, ...]
+    said: str
+    single: bool  # one tensor, not a tuple of them
+    uses: frozenset[str]
+    view: bool
+
+
 class Writer:
     """Writes the function. What depends on parameters alone, such as a cast of a weight, is taken from the recording.
 
@@ -48,9 +45,14 @@ class Writer:
 
     def __init__(self, model: Model, watch: Watch) -> None:
         self.watch = watch
-        self.constants = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        self.buffers = list(model.buffers())
+        self.constants = {id(t): t for t in (*model.parameters(), *self.buffers)}
         self.values: dict[str, Any] = {}
-        self.lines: list[str] = []
+        self.lines: list[Line] = []
+        self.used: set[str] = set()  # names in the line that is being written
+        self.said: dict[str, list[str]] = {}  # what constants gave, by its source
+        self.roots: dict[int, Tensor] = {}  # what a view is a view of, by the view's id
+        self.twins: dict[int, Tensor] = {}  # buffers that hold the same as an earlier one: layers share tables
         self.names: dict[int, str] = {}  # of the later step's tensors, by id
         self.earlier: dict[int, str] = {}  # of the earlier step's
         self.changed: set[int] = set()  # storages that are written to
@@ -64,6 +66,7 @@ class Writer:
         if len(was.calls) != len(now.calls):
             self.watch.refuse("two steps do not make equally many calls")
         self.changed = {_storage(t) for call in now.calls for t in _written(call)}
+        self.twins = _twins(t for t in self.buffers if _storage(t) not in self.changed)
         for before, call in zip(was.calls, now.calls, strict=False):
             if self.watch.fault:
                 return None
@@ -72,42 +75,63 @@ class Writer:
             f"{{{', '.join(f'{key!r}: {self._text(was.kept[i].get(key), t)}' for key, t in stage.items())}}}"
             for i, stage in enumerate(now.kept)
         ]
-        self.lines.append(f"return {self._text(was.logits, now.logits)}, [{', '.join(kept)}]")
+        self.used = {self._text(was.logits, now.logits)}
+        self.used |= {self.names.get(id(t), "") for t in tensors_in(now.kept)}
         if self.watch.fault:
             return None
-        exec("def step(further, ids, stages):\n    " + "\n    ".join(self.lines), self.values)
+        source = ["def step(further, ids, stages):", *_wanted(self.lines, self.used)]
+        source.append(f"return {self._text(was.logits, now.logits)}, [{', '.join(kept)}]")
+        exec("\n    ".join(source), self.values)
         return self.values["step"]
 
     def _name(self, was: Tensor | None, now: Tensor, name: str) -> None:
         self.earlier[id(was)] = self.names[id(now)] = name
 
     def _call(self, was: Call, now: Call) -> None:
-        """One line, or none where nothing is left to do: a constant, or a view that is its first argument again."""
+        """One line, or none where nothing is left to do: a constant, a line again, a view that is its first argument again."""
+        self.used = set()
         words = [self._text(a, b) for a, b in _pairs(was.args, now.args, self.watch)]
         words += [f"{name}={self._text(was.kwargs.get(name), value)}" for name, value in now.kwargs.items()]
         results = list(tensors_in(now.result))
         if len(results) > 1 and len(results) != len(now.result):
             self.watch.refuse("a call returns tensors among other things")
-        if self._is_constant(now, results):
+        fixed = self._from_constants(now, results)
+        if fixed and not _grows([now.args, now.kwargs]):
             self.constants |= {id(t): t for t in results}
             self.earlier |= {id(a): f"constant {id(b)}" for a, b in zip(tensors_in(was.result), results, strict=True)}
             return
-        same = _is_its_argument(was) and _is_its_argument(now)
-        names = (
-            [words[0]] if same else [self.names.get(id(t)) or f"v{len(self.names)}_{i}" for i, t in enumerate(results)]
-        )
+        said, view = f"{self._value(now.function)}({', '.join(words)})", _is_view(now)
+        names = [self.names.get(id(t)) or f"v{len(self.names)}_{i}" for i, t in enumerate(results)]
+        if fixed and said in self.said:
+            names, said = self.said[said], ""
+        elif fixed:
+            self.said[said] = names
+        elif view and _is_its_argument(was) and _is_its_argument(now):
+            names, said = [words[0]], ""
+        elif view:
+            said = self._at_once(was, now) or said
         for a, b, name in zip(tensors_in(was.result), results, names, strict=True):
             self._name(a, b, name)
-        if not same:
-            left = f"{', '.join(names)} = " if isinstance(now.result, Tensor) else f"{', '.join(names)}, = "
-            self.lines.append(f"{left if names else ''}{self._value(now.function)}({', '.join(words)})")
+        if said:
+            self.lines.append(Line(tuple(names), said, isinstance(now.result, Tensor), frozenset(self.used), view))
 
-    def _is_constant(self, call: Call, results: list[Tensor]) -> bool:
-        """Whether parameters alone decide the result, and nothing is written to it."""
+    def _at_once(self, was: Call, now: Call) -> str:
+        """A view of a view that shows all of a tensor in its own order, as one view of that tensor; "" if it is none."""
+        for call in (was, now):
+            self.roots[id(call.result)] = self.roots.get(id(call.args[0]), call.args[0])
+        root, earlier = self.roots[id(now.result)], self.roots[id(was.result)]
+        plain = all(_shows_all(t, r) for t, r in ((now.result, root), (was.result, earlier)))
+        if not plain or was.result.shape != now.result.shape or id(root) not in self.names:
+            return ""
+        self.used = set()
+        return f"{self._value(Tensor.view)}({self._tensor(earlier, root)}, {tuple(now.result.shape)})"
+
+    def _from_constants(self, call: Call, results: list[Tensor]) -> bool:
+        """Whether parameters, and the number of tokens, decide the result alone, and nothing is written to it."""
         given = list(tensors_in([call.args, call.kwargs]))
         if not given or any(id(t) not in self.constants or id(t) in self.names for t in given):
             return False
-        return not _grows([call.args, call.kwargs]) and all(_storage(t) not in self.changed for t in results)
+        return all(_storage(t) not in self.changed for t in results)
 
     def _text(self, was: Any, now: Any) -> str:
         """``now`` as source: a name, a literal, or a number that follows the tokens."""
@@ -130,12 +154,13 @@ class Writer:
         if id(now) in self.names:
             if self.earlier.get(id(was)) != self.names[id(now)]:
                 self.watch.refuse("two steps do not give the same to their calls")
+            self.used.add(self.names[id(now)])
             return self.names[id(now)]
         if id(now) not in self.constants:
             self.watch.refuse("a tensor comes from nowhere that is known")
         elif was is not now and self.earlier.get(id(was)) != f"constant {id(now)}":
             self.watch.refuse("two steps use different constants")
-        return self._value(now)
+        return self._value(self.twins.get(id(now), now))
 
     def _value(self, value: Any) -> str:
         """The name under which the function knows a value."""
@@ -171,10 +196,44 @@ def _written(call: Call) -> list[Tensor]:
     return found + (list(tensors_in(call.args[:1])) if in_place else [])
 
 
+def _is_view(call: Call) -> bool:
+    """Whether a call does nothing but show its first argument otherwise."""
+    given, found = call.args[0] if call.args else None, call.result
+    both = isinstance(given, Tensor) and isinstance(found, Tensor)
+    return both and not _written(call) and _storage(given) == _storage(found)
+
+
 def _is_its_argument(call: Call) -> bool:
     """Whether a view shows all of what it was made of, in the same order."""
-    given, found = call.args[0] if call.args else None, call.result
-    if call.function.__name__ not in VIEWS or not isinstance(given, Tensor) or not isinstance(found, Tensor):
-        return False
-    facts = [(t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in (given, found)]
+    facts = [(t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in (call.args[0], call.result)]
     return facts[0] == facts[1] and not _grows([call.args, call.kwargs])
+
+
+def _shows_all(view: Tensor, root: Tensor) -> bool:
+    same = view.data_ptr() == root.data_ptr() and view.numel() == root.numel() and view.dtype == root.dtype
+    return same and view.is_contiguous() and root.is_contiguous()
+
+
+def _twins(buffers: Iterable[Tensor]) -> dict[int, Tensor]:
+    """For each buffer that holds the same numbers as an earlier one, that one."""
+    found: dict[int, Tensor] = {}
+    firsts: dict[Any, list[Tensor]] = {}
+    for t in buffers:
+        alike = firsts.setdefault((t.shape, t.dtype, t.device), [])
+        twin = next((other for other in alike if other.equal(t)), None)
+        if twin is None:
+            alike.append(t)
+        else:
+            found[id(t)] = twin
+    return found
+
+
+def _wanted(lines: list[Line], used: set[str]) -> list[str]:
+    """The source of the lines, without views that nobody looks at."""
+    kept = []
+    for line in reversed(lines):
+        if not line.view or used & set(line.names):
+            used |= line.uses
+            left = ", ".join(line.names) + ("" if line.single else ",")
+            kept.append(f"{left} = {line.said}" if line.names else line.said)
+    return kept[::-1]
