@@ -20,9 +20,11 @@ from zoo.core.slots import Attention, FeedForward, Layer, Norm, Site, Stem
 
 FLOORS = {
     "core": 0,
+    "collector": 0,
     "blocks": 1,
     "model": 1,
     "cost": 1,
+    "saved": 1,
     "machine": 1,
     "plugins": 1,
     "parallel": 1,

@@ -14,11 +14,12 @@ from faults import planted
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from zoo.core.model_config import select
 from zoo.core.params import Role, roles
 from zoo.core.part import ConfigError
 from zoo.core.slots import Site, Stem
 from zoo.core.wires import Bus, Wire, noise_key
-from zoo.model import Model, ModelConfig, Stage, select
+from zoo.model import Model, ModelConfig, Stage
 from zoo.testing.hosts import SITE, Place, all_kinds, describe, label, places
 from zoo.testing.training import objective, trace
 from zoo.testing.values import put, random_model
