@@ -40,7 +40,10 @@ class RoPE(Position, kind="rope"):
         if dims % 2 or dims > site.dim:
             raise ConfigError(f"must be even and at most the width {site.dim} that it turns", "dims", dims)
         self.dims, self.theta, self.layout = dims, cfg.theta, cfg.layout
-        cos, sin = self._tables(torch.arange(site.context))
+        where = torch.empty(site.context, dtype=torch.long)
+        if not where.is_meta:  # there arange is Python's, a millisecond each, and gives no values either
+            torch.arange(site.context, out=where)
+        cos, sin = self._tables(where)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
