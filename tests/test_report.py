@@ -26,6 +26,7 @@ from zoo.report.study import Entry, Study, _thinned
 from zoo.trials.grid import plan
 from zoo.trials.places import Execution
 
+pytestmark = pytest.mark.pictures
 EVIL = "<img src=x onerror=alert(1)>"
 GRID = """
 [card]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from zoo.core.cache import Cache
 from zoo.model import Model
@@ -46,18 +46,18 @@ class Answer(NamedTuple):
         return Answer(self.logits[rows, times], None if self.routes is None else self.routes[rows, times])
 
 
-class _Choices(TorchDispatchMode):
+class _Choices(TorchFunctionMode):
     """Notes what every top-k chose."""
 
     def __init__(self) -> None:
         super().__init__()
         self.chosen: list[Tensor] = []
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.topk.default:
+        if func is torch.topk or func is Tensor.topk:
             self.chosen.append(result[1].sort(-1).values)
         return result
 
