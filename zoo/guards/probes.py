@@ -17,7 +17,7 @@ from zoo.core.slots import IGNORE
 from zoo.guards.bench import LENGTH, Bench
 
 MODES = {True: "in training", False: "in evaluation"}
-ROWS = 2
+ROWS = 4
 SOME = 0.3  # of the cuts
 
 
