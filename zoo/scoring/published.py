@@ -48,16 +48,21 @@ class AsPublished(Adaptive, kind="ngram_as_published"):
         plan = self.base.plan(len(nll), context)
         chunk = np.repeat(np.arange(len(plan.starts)), plan.ends - plan.scored)  # of each target: counted together
         share = np.full(len(nll), -1.0)
+        bits, mask = len(ids).bit_length(), (1 << self.config.bucket_bits) - 1
+        grams, packed = first_grams(ids, self.widths.start), None
         for width in self.widths:  # rising, so that the highest order has the last word
             n = len(ids) - width
             if n <= 0:
                 break
-            key = np.zeros(n, np.int64)
-            for k in range(width):
-                key ^= ids[k : k + n] * PRIMES[k]
-            mask, own = (1 << self.config.bucket_bits) - 1, chunk[width - 1 :]
-            context_count = counted_before(key & mask, own)
-            full = counted_before((key ^ ids[width:] * PRIMES[width]) & mask, own)
+            own, key = chunk[width - 1 :], grams[:n]
+            if packed is None:
+                packed = in_order(key & mask, bits)
+            else:  # these contexts are the last width's contexts and tokens, all but the last
+                packed = packed[packed & ((1 << bits) - 1) < n]
+            context_count = earlier(packed, bits, own)
+            grams = key ^ ids[width:] * PRIMES[width]
+            packed = in_order(grams & mask, bits)
+            full = earlier(packed, bits, own)
             known = (context_count >= self.config.min_count) & (full > 0)
             tail = share[width - 1 :]
             tail[known] = np.minimum(full, context_count)[known] / context_count[known]
@@ -69,16 +74,35 @@ class AsPublished(Adaptive, kind="ngram_as_published"):
         raise ConfigError(f"scorer {self.kind!r} cannot drive a code: {WHY}")
 
 
+def first_grams(ids: np.ndarray, width: int) -> np.ndarray:
+    """The keys of ``width`` ids (N,) each, one for every place where so many stand."""
+    key = np.zeros(max(0, len(ids) - width + 1), np.int64)
+    for k in range(width):
+        key ^= ids[k : k + len(key)] * PRIMES[k]
+    return key
+
+
+def in_order(keys: np.ndarray, bits: int) -> np.ndarray:
+    """Keys (M,) sorted, each with its place, below 2^``bits``, in its low bits."""
+    return np.sort((keys << bits) | np.arange(len(keys)))
+
+
 def counted_before(keys: np.ndarray, chunk: np.ndarray) -> np.ndarray:
     """How often each key (M,) occurs in earlier chunks; ``chunk`` (M,) rises."""
-    bits = max(1, len(keys) - 1).bit_length()
-    packed = np.sort((keys << bits) | np.arange(len(keys)))
+    bits = len(keys).bit_length()
+    return earlier(in_order(keys, bits), bits, chunk)
+
+
+def earlier(packed: np.ndarray, bits: int, chunk: np.ndarray) -> np.ndarray:
+    """``counted_before`` of keys that are ``in_order``, by place."""
     places, ordered = packed & ((1 << bits) - 1), packed >> bits
-    opens = np.ones((2, len(keys)), bool)  # a group of equal keys; one of equal keys in the same chunk
+    opens = np.ones((2, len(packed)), bool)  # a group of equal keys; one of equal keys in the same chunk
     np.not_equal(ordered[1:], ordered[:-1], out=opens[0, 1:])
-    np.not_equal(chunk[places[1:]], chunk[places[:-1]], out=opens[1, 1:])
+    chunks = chunk[places]
+    np.not_equal(chunks[1:], chunks[:-1], out=opens[1, 1:])
     opens[1] |= opens[0]
-    group, own = (np.maximum.accumulate(np.where(mark, np.arange(len(keys)), 0)) for mark in opens)
+    numbers = np.arange(len(packed))
+    group, own = (np.maximum.accumulate(numbers * mark) for mark in opens)
     found = np.empty_like(places)
     found[places] = own - group
     return found
