@@ -25,7 +25,8 @@ def command(recipe: Path, out: Path, *more: str) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    cache = {"ZOO_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "undrawn")))
+    cache = {"ZOO_CACHE": str(folder / "cache"), "PYTHONPATH": path}
     return {**os.environ, **cache, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 

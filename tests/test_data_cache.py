@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
 
@@ -83,6 +85,22 @@ def test_many_makers_at_once_agree(tmp_path: Path) -> None:
         thread.join()
     assert len(found) == 8 and all(f == found[0] and len(f) == 1 for f in found)
     assert [p.name for p in tmp_path.iterdir()] == ["key"]
+
+
+def test_an_entry_that_is_finished_while_its_folder_is_looked_for_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, refused = os.mkdir, []
+
+    def gone_by_now(path: Path, *mode: int) -> None:
+        if not refused and path != tmp_path:
+            refused.append(path)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        mkdir(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", gone_by_now)
+    folder = entry(tmp_path, "key", lambda f: (f / "text").write_text("whole"))
+    assert refused and (folder / "text").read_text() == "whole"
 
 
 def test_a_cache_that_cannot_be_written_is_named(folder: Path) -> None:

@@ -123,7 +123,8 @@ def _locked(cache: Path, key: str, waiting: Callable[[], None]) -> Iterator[Path
         return
     draft = cache / f"{DRAFT}{key}"
     while True:
-        draft.mkdir(exist_ok=True)
+        with suppress(FileExistsError):  # Path.mkdir would look again, and raise if its maker were done by then
+            os.mkdir(draft)
         try:
             handle = os.open(draft, os.O_RDONLY)
         except FileNotFoundError:
