@@ -128,6 +128,16 @@ def summaries_of_chunks(rng: random.Random) -> type[Part]:
 
 
 @plant("causal")
+def parity_far_ahead(rng: random.Random) -> type[Part]:
+    far = rng.randint(65, 120)  # beyond the rows that are probed at every place, and with no gradient
+
+    def work(self: nn.Module, x: Tensor, bus: Bus) -> Tensor:
+        return x + self.matrix(x) * (ahead(bus[TOKENS], far) % 2 == 1)[..., None]
+
+    return stem(work)()
+
+
+@plant("causal")
 def means_of_long_blocks(rng: random.Random) -> type[Part]:
     size = rng.choice((96, 128))  # longer than the rows that are probed at every place
 

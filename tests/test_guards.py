@@ -55,7 +55,7 @@ def test_planted_leaks_are_found_at_random_places(name: str, seed: int):
     with planted(), pytest.raises(Leak) as found:
         part = make(rng)
         mask = "none" if promise == "causal" else rng.choice(("none", "segments"))
-        context = 256 if name == "means_of_long_blocks" else 64
+        context = 256 if name in ("means_of_long_blocks", "parity_far_ahead") else 64
         guards.probe(of(part, context, mask, rng.choice((0, -1))), seed=seed)
     assert found.value.promise == promise
 
