@@ -51,7 +51,7 @@ def _declared(parts: Mapping[str, Block], what: str) -> tuple[Wire, ...]:
 
 
 class _Once:
-    """A stage on the meta device that answers what another like it has answered to the same shapes."""
+    """A stage that answers what another like it has answered to the same shapes."""
 
     def __init__(self, stage: Stage, like: str, called: dict[Any, Any]) -> None:
         self.stage, self.like, self.called = stage, like, called
@@ -117,12 +117,9 @@ class Model(nn.Module):
         self.head: Head = build_child(config, "head", site, self.embedding)
         self.stages = [Stage(self.stem), *(Stage(layer) for layer in self.layer)]  # a plain list: views, not children
         self._check_wires()
-        if self.embedding.weight.is_meta:
-            self._check_shapes({} if called is None else called)
-            return
-        self._check_apart()
-        if seed is not None:
+        if seed is not None and not self.embedding.weight.is_meta:
             initialise(self, seed, config.init.build(), config.n_layers)
+        self._check_shapes({} if called is None else called)
 
     def forward(
         self,
@@ -231,11 +228,6 @@ class Model(nn.Module):
                     raise ConfigError(f"{_stage_name(index)} reads wire {wire.name!r}, which nothing before it writes")
             live = {wire.name: (wire, _stage_name(index)) for wire in stage.writes if wire.name not in live} | live
 
-    def _check_apart(self) -> None:
-        """Build the same model on the meta device, where nothing is computed, and call that one."""
-        with torch.device("meta"):
-            Model(self.config, self.stream, seed=None)
-
     def likes(self) -> list[str]:
         """For each stage its knobs and the facts it was built with: stages of which these are equal differ in numbers alone."""
         c = self.config
@@ -245,11 +237,12 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def _check_shapes(self, called: dict[Any, Any]) -> None:
-        """One call on the meta device, so that shapes that do not fit fail here and by name.
+        """One call with a few tokens, so that shapes that do not fit fail here and by name.
 
-        Of stages that are alike and are given equal shapes, one is called.
+        Of stages that are alike and are given equal shapes, one is called. A call is cheap where it computes: the meta
+        device's operations are Python, and take ten times as long as those on so few tokens.
         """
-        tokens = torch.zeros(2, min(8, self.config.context), dtype=torch.long, device="meta")
+        tokens = torch.zeros(2, min(8, self.config.context), dtype=torch.long, device=self.embedding.weight.device)
         training, stages = self.training, self.stages
         self.stages = [_Once(stage, like, called) for stage, like in zip(stages, self.likes(), strict=True)]
         self.eval()
@@ -258,6 +251,13 @@ class Model(nn.Module):
         finally:
             self.stages = stages
             self.train(training)
+
+
+class Uncalled(Model):
+    """A model whose shapes are not checked: whoever builds it calls it at once."""
+
+    def _check_shapes(self, called: dict[Any, Any]) -> None:
+        pass
 
 
 def _build_layer(config: Layer.Config, site: Site, index: int) -> Layer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
@@ -77,6 +77,10 @@ class Knobs(BaseModel):
         if faults:
             raise ValidationError.from_exception_data(cls.__name__, faults)
         return {name: None if value == "none" and cls.takes_none(name) else value for name, value in data.items()}
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Itself: it cannot change, and a copied model need not copy its knobs block by block."""
+        return self
 
     @classmethod
     def takes_none(cls, knob: str) -> bool:

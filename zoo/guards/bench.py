@@ -16,7 +16,7 @@ from zoo.core.tables import tabulate
 from zoo.core.wires import noise_key
 from zoo.cost import cost_of
 from zoo.data.batches import segments
-from zoo.model import Model, ModelConfig, Out
+from zoo.model import Model, ModelConfig, Out, Uncalled
 
 LENGTH = 64  # tokens of a row
 LONGEST = 512  # of the few rows that are as long as in training
@@ -27,13 +27,6 @@ PER_ROW = 4  # cuts that are asked of one row of tokens
 LEAST, LONG = 2, 2  # cuts that are asked at the least, and of the long rows
 PARAMETERS = {"cpu": 2e7, "cuda": 1e9}  # up to so many the whole model is probed, above them one of each structure
 ENOUGH = (0.6, 0.3)  # spread of what starts constant, and of buffers: wide enough to open a gate that starts shut
-
-
-class Probed(Model):
-    """A model that is called at once, so its shapes need no check of their own."""
-
-    def _check_apart(self) -> None:
-        pass
 
 
 class Precision(NamedTuple):
@@ -113,7 +106,7 @@ class Bench:
         self.random = random.Random(seed)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         with self.device:
-            self.model: Model = Probed(config, seed=None)
+            self.model: Model = Uncalled(config, seed=None)
         stir(self.model, self.generator)
         self.model.recompute = recompute
         self.noise = noise_key(seed, 1)

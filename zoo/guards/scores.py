@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from zoo.core.part import ConfigError
-from zoo.guards.bench import Bench, Probed
+from zoo.guards.bench import Bench
 from zoo.guards.probes import Leak
-from zoo.model import ModelConfig
+from zoo.model import ModelConfig, Uncalled
 from zoo.optim.slots import Average
 from zoo.scoring.slots import Scorer
 
@@ -31,7 +31,7 @@ def code_length(scorer: Scorer.Config, context: int) -> None:
     ids = np.random.RandomState(0).randint(0, VOCABULARY, context + MORE).astype(np.uint16)
     spans = np.ones(len(ids), np.uint32)
     n, bits = len(ids) - 1, math.log(VOCABULARY)
-    model = Probed(ModelConfig(vocab_size=VOCABULARY, context=context, dim=VOCABULARY, n_layers=1), seed=None).eval()
+    model = Uncalled(ModelConfig(vocab_size=VOCABULARY, context=context, dim=VOCABULARY, n_layers=1), seed=None).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(0.0 if p.ndim > 1 else 1.0)

@@ -137,6 +137,8 @@ def idle_parameters(subject: Specimen) -> int:
 
     The least of eight tokens, since a chosen expert may be silent for one of them.
     """
+    if not any(_stacked(module) for module in subject.model().modules()):
+        return 0
     model, idle = subject.fresh().eval(), []
     for token in subject.tokens(8, 1):
         model.zero_grad(set_to_none=True)
@@ -171,7 +173,7 @@ def cached_elements(subject: Specimen) -> float:
 
 def flops_per_token(subject: Specimen, dtype: torch.dtype = torch.float64) -> float:
     """What torch's counter sees of one more row of full context, per token (matrix products, two per multiply-add)."""
-    model, counted = subject.fresh(dtype).eval().requires_grad_(False), []
+    model, counted = subject.model(dtype), []
     for rows in (1, 2):
         with counter() as count:
             model(subject.tokens(rows, subject.config.context))

@@ -8,15 +8,8 @@ import torch
 
 from zoo import machine
 from zoo.core.part import ConfigError
-from zoo.model import Model
+from zoo.model import Model, Uncalled
 from zoo.recipe import Recipe
-
-
-class _Uncalled(Model):
-    """On the meta device, its shapes unchecked."""
-
-    def _check_shapes(self, called: dict[Any, Any]) -> None:
-        """Nothing: the first call checks them."""
 
 
 def meta_model(recipe: Recipe, called: dict[Any, Any] | None = None) -> Model:
@@ -34,7 +27,7 @@ def uncalled_model(recipe: Recipe) -> Model:
     Raises:
         ConfigError: parts that cannot be built or wired, with a path from the root of the recipe.
     """
-    return _built(_Uncalled, recipe, None)
+    return _built(Uncalled, recipe, None)
 
 
 def _built(model: type[Model], recipe: Recipe, called: dict[Any, Any] | None) -> Model:
