@@ -92,7 +92,8 @@ def test_a_lost_machine_costs_no_trial(tmp_path: Path, monkeypatch: pytest.Monke
     """Three trials and one that raises, on two machines of which one is lost while both train."""
     (tmp_path / "bad.py").write_text(PLUGIN)
     recipe, plain, out = write(tmp_path, GRID), tmp_path / "plain", tmp_path / "cluster"
-    longer = ["--set=train.steps=400", "--set=train.log_every=20"]  # long enough for two to be trained at once
+    long = ["--set=train.steps=400", "--set=train.log_every=20"]  # so long that two are trained at once
+    longer = ["--no-guards", *long]
     env = environment(tmp_path)
     assert subprocess.run(command(recipe, plain, *longer, "--workers=0"), env=env, capture_output=True).returncode == 1
     told, words = tmp_path / "told.jsonl", tmp_path / "words.txt"

@@ -84,7 +84,7 @@ REASONS = {
     "raises": "failed: ArithmeticError: as it was told to",
     "exits": "failed: its process ended with exit code 7",
     "killed": "failed: its process was ended by SIGKILL: the system may have run out of memory",
-    "hangs": "failed: hung: not a single batch in 25 s (--silence-limit)",
+    "hangs": "failed: hung: not a single batch in 15 s (--silence-limit)",
     "hungry": "failed: RuntimeError: [enforce fail",
     "diverges": "diverged: diverged at step ",
 }
@@ -94,7 +94,7 @@ def test_each_disaster_costs_one_trial(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(PLUGIN)
     recipe = write(tmp_path, EIGHT + MORE)
     ran = subprocess.run(
-        command(recipe, tmp_path / "out", "--workers", "2", "--no-guards", "--silence-limit", "25"),
+        command(recipe, tmp_path / "out", "--workers", "2", "--no-guards", "--silence-limit", "15"),
         env=environment(tmp_path),
         capture_output=True,
         text=True,

@@ -18,6 +18,7 @@ from zoo.core.model_config import select
 from zoo.core.params import Role, roles
 from zoo.core.part import ConfigError
 from zoo.core.slots import Site, Stem
+from zoo.core.tables import tabulate
 from zoo.core.wires import Bus, Wire, noise_key
 from zoo.model import Model, ModelConfig, Stage
 from zoo.testing.hosts import SITE, Place, all_kinds, describe, label, places
@@ -299,3 +300,10 @@ def test_noise_of_a_shared_block_is_the_same_whatever_stands_beside_it(monkeypat
 def test_a_model_without_a_vocabulary_is_refused():
     with pytest.raises(ConfigError, match="vocab_size"):
         Model(ModelConfig())
+
+
+def test_a_patch_written_in_python_is_the_patch_that_toml_says() -> None:
+    stem = {"kind": "ngram_hash", "orders": (2, 3)}
+    config = small(n_layers=2, where=[{"layers": "1", "stem": (stem,)}])
+    assert ModelConfig.model_validate(tabulate(config)) == config
+    assert config.where[0]["stem"] == [{"kind": "ngram_hash", "orders": [2, 3]}]

@@ -272,3 +272,43 @@ def test_a_model_trained_on_shakespeare_gives_shakespeare_back(model_type: str) 
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text and tokenizer.byte_lengths()[ids].sum() == 1_115_394
     assert 1_115_394 / len(ids) > 1.5
+    assert np.array_equal(ids, tokenizer.model.encode(text))
+
+
+WORDS = (
+    "the",
+    "day",
+    " ",
+    "  ",
+    "\n",
+    "return",
+    "ing",
+    "ß",
+    "\U0001f600",
+    "d",
+    "da",
+    "\u00a0",
+    "\u3000",
+    "\t",
+    "x" * 50,
+)
+
+
+@pytest.mark.parametrize("name", ["bpe", "across"])
+def test_words_met_before_have_the_ids_that_the_library_gives_the_whole_text(
+    zoo_of: dict[str, Tokenizer], tmp_path: Path, name: str
+) -> None:
+    """A model whose pieces run over spaces has no words to look up."""
+    rules = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "add_dummy_prefix": False}
+    train_library(tmp_path / "across.model", **rules, split_by_whitespace=False, vocab_size=420)
+    tokenizer = zoo_of["bpe"] if name == "bpe" else build("sentencepiece", tmp_path, model="across.model")
+    assert tokenizer.lossless
+    assert any(b" " in piece.lstrip(b" ") for piece in tokenizer.pieces) == (name == "across")
+
+    @often
+    @given(st.lists(st.sampled_from(WORDS) | st.sampled_from(PROSE), max_size=12).map("".join) | any_text)
+    def holds(text: str) -> None:
+        text = text.replace(pieces.SPACE, "")
+        assert tokenizer.encode(text).tolist() == tokenizer.model.encode(text)
+
+    holds()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import PositiveInt, ValidationError, model_validator
+from pydantic import PositiveInt, ValidationError, field_validator, model_validator
 
 from zoo.core.params import Init
 from zoo.core.part import ConfigError, Knobs, faults
@@ -27,6 +27,11 @@ class ModelConfig(Knobs):
     where: tuple[dict[str, Any], ...] = ()
     norm: Norm.Config = Norm.pick("rms_norm")
     head: Head.Config = Head.pick("tied")
+
+    @field_validator("where")
+    @classmethod
+    def _as_toml_has_them(cls, where: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        return tuple(map(tabulate, where))
 
     @model_validator(mode="after")
     def _patches_fit(self) -> ModelConfig:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from zoo.data.table import Bytewise, tile
 SPACE = "\u2581"  # how the library writes a space inside pieces; the character itself must never reach it
 UNUSABLE = re.compile("[\u2581\u2585]")  # U+2585 is the library's own mark in training; sentences with it are skipped
 LINES, LONGEST = 16, 8192  # lines and characters of one training sentence
+WORD = re.compile(" *[^ ]+| +")
 
 
 class SentencePiece(Bytewise, kind="sentencepiece"):
@@ -103,6 +105,7 @@ class SentencePiece(Bytewise, kind="sentencepiece"):
             self.pieces.append(b"")
         self._bos = found[0] if found else self.model.vocab_size()
         self._mark = [self.model.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
+        self._words = Words(self.model.encode) if self.lossless and ends_at_spaces(learned, self.pieces) else None
 
     def _piece(self, i: int) -> bytes:
         if self.model.is_control(i) or self.model.is_unknown(i) or self.model.is_unused(i):
@@ -119,12 +122,17 @@ class SentencePiece(Bytewise, kind="sentencepiece"):
 
     def encode(self, text: str) -> np.ndarray:
         if not self.lossless or SPACE not in text:
+            return self._encoded(text)
+        first, *rest = (self._encoded(part) for part in text.split(SPACE))
+        mark = np.asarray(self._mark, np.int32)
+        return np.concatenate([first, *(ids for part in rest for ids in (mark, part))])
+
+    def _encoded(self, text: str) -> np.ndarray:
+        """(T,) int32 of a text without the library's own character for a space."""
+        if self._words is None:
             return self.model.encode(text, return_type="numpy").astype(np.int32)
-        first, *rest = text.split(SPACE)
-        ids = self.model.encode(first)
-        for part in rest:
-            ids += self._mark + self.model.encode(part)
-        return np.asarray(ids, np.int32)
+        ids = map(self._words.__getitem__, WORD.findall(text))
+        return np.fromiter(itertools.chain.from_iterable(ids), np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         if self.lossless:
@@ -153,6 +161,32 @@ class SentencePiece(Bytewise, kind="sentencepiece"):
         found = self.model.encode(text, return_type="offset_mapping", return_bytes=True)
         ends = np.fromiter((end for _, end in found["offsets"]), np.int64, len(found["offsets"]))
         return np.asarray(found["ids"], np.int32), tile(ends, len(text.encode("utf-8")))
+
+
+class Words(dict[str, list[int]]):
+    """The ids of words met before. Few words make most of a text, and looking one up is much faster than merging it again."""
+
+    MOST, LONGEST = 200_000, 40  # words, and characters of one: some 50 MB at the very most
+
+    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+        super().__init__()
+        self.encode = encode
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self.encode(word)
+        if len(word) <= self.LONGEST and len(self) < self.MOST:
+            self[word] = ids
+        return ids
+
+
+def ends_at_spaces(model: bytes, pieces: list[bytes]) -> bool:
+    """Whether a word and the spaces ahead of it have the same ids wherever they stand.
+
+    BPE merges neighbours, so a word ends for good where no piece goes on from a character to a space. (Unigram sums the
+    logarithms of a whole text, whose rounding may decide between equal ways to cut a word.)
+    """
+    trainer = dict(_fields(dict(_fields(model)).get(2, b"")))
+    return trainer.get(3, 1) == 2 and not any(b" " in piece.lstrip(b" ") for piece in pieces)
 
 
 def sample(documents: Iterable[Document], n_bytes: int) -> list[str]:
@@ -187,8 +221,8 @@ def _sentences(text: str) -> Iterator[str]:
 def is_lossless(model: bytes) -> bool:
     """Whether a .model file keeps every text: identity rules, bytes to fall back on, spaces escaped.
 
-    Field numbers are those of sentencepiece_model.proto: 2 trainer_spec (35 byte_fallback), 3 normalizer_spec (1 name,
-    2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces, 5 escape_whitespaces, 6 rule table).
+    Field numbers are those of sentencepiece_model.proto: 2 trainer_spec (3 model_type, 35 byte_fallback), 3 normalizer_spec
+    (1 name, 2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces, 5 escape_whitespaces, 6 rule table).
     """
     top = dict(_fields(model))
     trainer, rules = dict(_fields(top.get(2, b""))), dict(_fields(top.get(3, b"")))

@@ -172,7 +172,7 @@ def kinds_in(config: Any) -> set[str]:
     )
 
 
-def covering(part: type[Part], seed: int = 0, tries: int = 12) -> list[Subject]:
+def covering(part: type[Part], seed: int = 0, tries: int = 24) -> list[Subject]:
     """Subjects at random places and sites in which every value of every plain knob's pool occurs, where it can at all.
 
     What fills the slots is drawn too, but it is up to its own kind to be examined in every host.
@@ -182,18 +182,17 @@ def covering(part: type[Part], seed: int = 0, tries: int = 12) -> list[Subject]:
     plain = pools.keys() - structure(part.Config).keys()
     missing = [(name, i) for name, values in pools.items() if name in plain for i in range(len(values))]
     found: list[Subject] = []
-    failed = 0
+    failed, most = 0, len(missing)  # of the values that are missing, how many at once: fewer after what cannot be
     while missing and failed < tries:
-        wanted = rng.choice(missing)
         chosen = {name: rng.randrange(len(values)) for name, values in pools.items() if rng.random() < 0.5}
-        chosen |= dict(rng.sample(missing, min(3, len(missing)))) | dict([wanted])
+        chosen |= dict(rng.sample(missing, min(most, len(missing))))
         knobs = {name: pools[name][i] for name, i in chosen.items()}
         site = replace(SITE, dim=rng.choice((16, 32)), n_layers=rng.choice((1, 2, 3)), context=rng.choice((8, 32)))
         try:
             found.append(Subject(part, knobs, rng.choice(places(part)), site))
         except (ConfigError, ValidationError):
-            failed += 1
+            failed, most = failed + 1, (most + 1) // 2
             continue
-        failed = 0
+        failed, most = 0, 2 * most
         missing = [item for item in missing if chosen.get(item[0]) != item[1]]
     return found
