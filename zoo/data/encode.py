@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from zoo.core.part import ConfigError
 from zoo.data.overlap import find_copies
-from zoo.data.pool import encoded
+from zoo.data.pool import Pool
 from zoo.data.slots import Document, Source, Tokenizer
 from zoo.data.worker import Chunk, Encoded
 
@@ -109,7 +109,7 @@ class Encoding:
         limits: on the bytes of each part.
         duplicates: whether validation documents that (nearly) stand in the training text are removed, or counted only.
         say: told now and then how it goes.
-        workers: see zoo.data.pool.encoded.
+        workers: see zoo.data.pool.Pool.
     """
 
     every = 2.0  # seconds between two entries of the journal
@@ -130,8 +130,9 @@ class Encoding:
     def __call__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / COUNTS).exists():
-            state = self._read_stream(self._resumed())
-            self._finish(state)
+            with Pool(self.tokenizer, self.learned, self.workers) as pool:
+                state = self._read_stream(self._resumed(), pool)
+                self._finish(state, pool)
         for name in (MARKS, TEXTS, JOURNAL):
             (folder / name).unlink(missing_ok=True)
 
@@ -150,7 +151,7 @@ class Encoding:
             return State()
         return state
 
-    def _read_stream(self, state: State) -> State:
+    def _read_stream(self, state: State, pool: Pool) -> State:
         """Training text to tokens, validation text put aside."""
         pieces: list[Piece] = []
         began, start, written = time.monotonic(), state.train["tokens"], time.monotonic()
@@ -159,7 +160,7 @@ class Encoding:
         files = {name: (self.folder / name).open("ab") for name in STREAMS}
         try:
             chunks = ((Chunk(piece.train, "train"), _size(piece)) for piece in self._pieces(state, pieces))
-            for answer in encoded(chunks, self.tokenizer, self.learned, self.workers):
+            for answer in pool.encoded(chunks):
                 state = self._append(state, pieces.pop(0), answer, files)
                 if time.monotonic() - written > self.every:
                     self._write_journal(state, files)
@@ -232,7 +233,7 @@ class Encoding:
             words += f"  {int(left) // 60}:{int(left) % 60:02} left"
         self.say("encoding the train text", share, words)
 
-    def _finish(self, state: State) -> None:
+    def _finish(self, state: State, pool: Pool) -> None:
         """Validation text: what stands in the training text goes, the rest becomes tokens."""
         if not state.train["documents"]:
             raise nothing("train", self.limits[0])
@@ -246,7 +247,7 @@ class Encoding:
         counts = {"documents": 0, "tokens": 0, "bytes": 0}
         with (self.folder / "valid.tokens").open("wb") as tokens, (self.folder / "valid.spans").open("wb") as spans:
             chunks = ((Chunk(documents, "valid"), _length(documents)) for documents in _packets(kept))
-            for answer in encoded(chunks, self.tokenizer, self.learned, self.workers):
+            for answer in pool.encoded(chunks):
                 tokens.write(answer.tokens)
                 spans.write(answer.spans)
                 counts = {what: counts[what] + answer.counts[what] for what in counts}

@@ -1,11 +1,12 @@
 """Several processes that tokenise, with the answers in the order of the questions.
 
-The processes import neither torch nor the caller's main module, so they start in a fraction of a second and stay small; they
-end when the pipe from their parent does, so none outlives a parent that is killed.
+The processes beside this one import neither torch nor the caller's main module, so they start in a fraction of a second and
+stay small; they end when the pipe from their parent does, so none outlives a parent that is killed.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import subprocess
@@ -14,8 +15,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Self
 
 from zoo.core.part import ConfigError
 from zoo.data.slots import Tokenizer
@@ -30,38 +33,88 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def encoded(
-    chunks: Iterable[tuple[Chunk, int]], tokenizer: Tokenizer, learned: bytes, workers: int | None
-) -> Iterator[Encoded]:
-    """The tokens of every chunk, in order; at most a few chunks are held at once.
+class Pool:
+    """This process and others beside it, which tokenise. They start when there is much to do, and end with the context.
 
     Args:
-        chunks: with their size in bytes; read as they are needed.
         tokenizer: ready for use.
         learned: what made it so.
-        workers: processes; 0: this one does it; None: this one does the first ALONE bytes, and then one for each core.
-
-    Raises:
-        ConfigError: whatever is wrong with a chunk, or a process that died.
+        workers: processes, this one among them; None: this one does the first ALONE bytes, then there is one for each core.
     """
-    chunks, order = iter(chunks), _order(tokenizer, learned)
-    n = 0 if order is None else cores() if workers is None else workers
-    alone = 0 if workers else ALONE
-    if n > (workers is None):
+
+    def __init__(self, tokenizer: Tokenizer, learned: bytes, workers: int | None) -> None:
+        self.tokenizer, self.order = tokenizer, _order(tokenizer, learned)
+        self.n = 1 if self.order is None else cores() if workers is None else workers
+        self.alone = ALONE if workers is None else 0  # bytes that are not worth a second process
+        self.others: list[Process] = []
+        self.idle: SimpleQueue[Process] = SimpleQueue()
+        self.threads = ThreadPoolExecutor(max(1, self.n - 1))  # one waits for each of the others
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        for process in self.others:
+            process.stop()
+        self.threads.shutdown(cancel_futures=True)
+
+    def encoded(self, chunks: Iterable[tuple[Chunk, int]]) -> Iterator[Encoded]:
+        """The tokens of every chunk, in order; at most a few chunks are held at once.
+
+        Args:
+            chunks: with their size in bytes; read as they are needed.
+
+        Raises:
+            ConfigError: whatever is wrong with a chunk, or a process that died.
+        """
+        chunks = iter(chunks)
         for chunk, size in chunks:
-            if alone <= 0:
-                yield from _side_by_side(_before((chunk, size), chunks), order, n)
+            if self.n > 1 and self.alone <= 0:
+                yield from self._side_by_side(itertools.chain([chunk], (later for later, _ in chunks)))
                 return
-            alone -= size
-            yield encode(tokenizer, chunk)
-        return
-    for chunk, _ in chunks:
-        yield encode(tokenizer, chunk)
+            self.alone -= size
+            yield encode(self.tokenizer, chunk)
+
+    def _side_by_side(self, chunks: Iterator[Chunk]) -> Iterator[Encoded]:
+        """As many chunks in hand as there are processes, and one more for each, so that none waits for the next question."""
+        while len(self.others) < self.n - 1:
+            self.others.append(Process(self.order))
+            self.idle.put(self.others[-1])
+        waiting: deque[Task] = deque()
+        for chunk in chunks:
+            waiting.append(Task(chunk, self.threads.submit(self._ask, chunk)))
+            if len(waiting) > 2 * self.n:
+                yield self._first(waiting)
+        while waiting:
+            yield self._first(waiting)
+
+    def _ask(self, chunk: Chunk) -> Encoded:
+        process = self.idle.get()
+        try:
+            return process.ask(chunk)
+        finally:
+            self.idle.put(process)
+
+    def _first(self, waiting: deque[Task]) -> Encoded:
+        """The answer to the first task. Until it is there, this process does what nobody has begun."""
+        while not waiting[0].answer.done():
+            free = next((task for task in waiting if task.answer.cancel()), None)
+            if free is None:
+                break
+            free.answer = Future()
+            try:
+                free.answer.set_result(encode(self.tokenizer, free.chunk))
+            except ConfigError as fault:
+                free.answer.set_exception(fault)
+        return waiting.popleft().answer.result()
 
 
-def _before(first: tuple[Chunk, int], rest: Iterator[tuple[Chunk, int]]) -> Iterator[Chunk]:
-    yield first[0]
-    yield from (chunk for chunk, _ in rest)
+@dataclass
+class Task:
+    """A chunk, and the answer that will come."""
+
+    chunk: Chunk
+    answer: Future[Encoded]
 
 
 def _order(tokenizer: Tokenizer, learned: bytes) -> Order | None:
@@ -74,35 +127,6 @@ def _order(tokenizer: Tokenizer, learned: bytes) -> Order | None:
         return None
     knobs = tokenizer.config.model_dump(mode="json")
     return Order(kind.__module__, file, knobs, str(Path(tokenizer.base).absolute()), learned)
-
-
-def _side_by_side(chunks: Iterator[Chunk], order: Order, n: int) -> Iterator[Encoded]:
-    """As many chunks in hand as there are processes, and one more for each, so that none waits for the next question."""
-    processes = [Process(order) for _ in range(n)]
-    idle: SimpleQueue[Process] = SimpleQueue()
-    for process in processes:
-        idle.put(process)
-
-    def ask(chunk: Chunk) -> Encoded:
-        process = idle.get()
-        try:
-            return process.ask(chunk)
-        finally:
-            idle.put(process)
-
-    waiting: deque[Future[Encoded]] = deque()
-    threads = ThreadPoolExecutor(n)
-    try:
-        for chunk in chunks:
-            waiting.append(threads.submit(ask, chunk))
-            if len(waiting) > 2 * n:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for process in processes:
-            process.stop()
-        threads.shutdown(cancel_futures=True)
 
 
 class Process:

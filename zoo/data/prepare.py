@@ -86,7 +86,7 @@ def prepare(
         base: the folder that relative paths are relative to (the recipe's).
         cache: None: ``default_cache()``.
         progress: called now and then with what is being done.
-        workers: processes that tokenise; 0: this one; None: this one, and for much text one for each core.
+        workers: processes that tokenise, this one among them; None: this one, and for much text one for each core.
 
     Raises:
         Unfinished: the source cannot be read on for now; what was prepared is kept.
