@@ -257,3 +257,18 @@ def test_help_needs_neither_torch_nor_pydantic() -> None:
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "RECIPE" in ended.stdout and "list" in ended.stdout and "show" in ended.stdout
+
+
+def test_a_dry_run_of_small_models_does_not_wait_for_torchs_compiler(tmp_path: Path) -> None:
+    code = f"""
+        import runpy, sys
+        sys.argv = ["ablate.py", {str(write(tmp_path))!r}, "--dry-run", "--set", "machine.device=cpu"]
+        try:
+            runpy.run_path({str(ROOT / "ablate.py")!r}, run_name="__main__")
+        except SystemExit as end:
+            assert not end.code
+        assert "torch" in sys.modules and "torch._dynamo" not in sys.modules
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "parameters" in ended.stdout

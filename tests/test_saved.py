@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes import write
+from zoo import machine
 from zoo.core.part import ConfigError
 from zoo.model import Model, Stage
 from zoo.saved import saved_bytes
 from zoo.testing.hosts import SITE
 from zoo.testing.values import random_model
-from zoo.trials.build import meta_model
+from zoo.trials.build import asked_model, meta_model
 from zoo.trials.check import Known, Sized, check, memory, outline
 from zoo.trials.grid import Grid, plan
 from zoo.trials.run import with_known_vocabularies
@@ -37,7 +38,7 @@ def naive(model: Model, rows: int) -> int:
             kept[t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
         return t
 
-    tokens = torch.zeros(rows, model.config.context, dtype=torch.long, device="meta")
+    tokens = torch.zeros(rows, model.config.context, dtype=torch.long, device=model.embedding.weight.device)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         model.eval()(tokens, tokens)
     return sum(kept.values())
@@ -54,17 +55,26 @@ def test_arms_that_share_what_was_called_keep_what_each_keeps_alone(name: str) -
     assert [saved_bytes(m, 2, calls) for m in models] == [naive(m, 2) for m in models]
 
 
-@given(st.integers(0, 2**20))
-@settings(max_examples=8)
-def test_a_random_model_keeps_what_it_keeps(seed: int) -> None:
+@given(st.integers(0, 2**20), st.sampled_from(["meta", "cpu"]))
+@settings(max_examples=12)
+def test_a_random_model_keeps_what_it_keeps(seed: int, device: str) -> None:
     rng = random.Random(seed)
     config = next(c for _ in range(200) if (c := random_model(rng, site=SITE)) is not None)
-    with torch.device("meta"):
+    with torch.device(device):
         model = Model(config, seed=None)
     calls = {}
     found = naive(model, 2)
     assert saved_bytes(model, 2, calls) == found
     assert saved_bytes(model, 2, calls) == found  # no stage is called
+
+
+def test_small_models_for_a_cpu_are_asked_there_and_others_on_the_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = with_known_vocabularies(plan(RECIPES / "quickstart.toml", device="cpu"))[0].arms[0].recipe
+    assert asked_model(recipe).embedding.weight.device.type == "cpu"
+    wide = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dim": 2048})})
+    assert asked_model(wide).embedding.weight.is_meta
+    monkeypatch.setattr(machine, "settle_device", lambda asked: "cuda")
+    assert asked_model(recipe).embedding.weight.is_meta
 
 
 def test_with_recomputation_less_is_kept() -> None:

@@ -22,7 +22,7 @@ from zoo.recipe import Recipe
 from zoo.report.anatomy import anatomy, equal_runs, shown_lines
 from zoo.report.diagram import diagram
 from zoo.report.topology import skips, wires
-from zoo.trials.check import meta_model
+from zoo.trials.build import meta_model
 from zoo.trials.grid import plan
 
 ROOT = Path(__file__).parents[1]

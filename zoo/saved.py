@@ -1,7 +1,8 @@
-"""What autograd keeps between forward and backward, counted on the meta device.
+"""What autograd keeps between forward and backward, counted on a model of the recipe.
 
-Operations on the meta device are Python, a few hundred microseconds each, so of stages with equal knobs that are given tensors
-of equal form one is called; the others are taken to answer and to keep the like. Nothing is remembered in the model.
+A call of a stage is dear, on the meta device (whose operations are Python) and where it is computed, so of stages with equal
+knobs that are given tensors of equal form one is called; the others are taken to answer and to keep the like. Nothing is
+remembered in the model.
 """
 
 from __future__ import annotations
@@ -33,17 +34,12 @@ def saved_bytes(model: Model, rows: int, calls: Calls | None = None) -> int:
     """Bytes that autograd keeps between forward and backward of ``rows`` full rows.
 
     Args:
-        model: on the meta device; left in evaluation mode.
+        model: on the meta device, or where it is to be trained; left in evaluation mode.
         rows: of ``model.config.context`` tokens.
         calls: of stages of other models, to which this one's are added.
-
-    Raises:
-        ValueError: the model is not on the meta device.
     """
-    if not model.embedding.weight.is_meta:
-        raise ValueError("saved_bytes wants a model on the meta device")
     ledger = _Ledger({_address(p) for p in model.parameters()}, {} if calls is None else calls)
-    tokens = torch.zeros(rows, model.config.context, dtype=torch.long, device="meta")
+    tokens = torch.zeros(rows, model.config.context, dtype=torch.long, device=model.embedding.weight.device)
     model.eval()  # what dropout and jitter keep is small, and they would need a noise key
     stages = model.stages
     if not model.recompute:  # else a stage is called twice, and keeps only what it is given
@@ -104,21 +100,21 @@ class _Likened:
         def anew(t: Tensor) -> Tensor:
             storage = t.untyped_storage()
             if storage._cdata not in places:
-                places[storage._cdata] = torch.UntypedStorage(storage.nbytes(), device="meta")
-            made = torch.empty(0, dtype=t.dtype, device="meta")
+                places[storage._cdata] = torch.UntypedStorage(storage.nbytes(), device=t.device)
+            made = torch.empty(0, dtype=t.dtype, device=t.device)
             made.set_(places[storage._cdata], t.storage_offset(), t.shape, t.stride())
             return made.requires_grad_(t.requires_grad)
 
         answer = _mapped(called.answer, anew)
         for address, size in called.kept.items():
-            storage = places[address] if address in places else torch.UntypedStorage(size, device="meta")
+            storage = places[address] if address in places else torch.UntypedStorage(size, device=given[0].device)
             self.ledger.kept[storage._cdata] = size
             self.ledger.alive.append(storage)
         return answer
 
 
 def _forms(given: tuple[Tensor, ...]) -> tuple[Hashable, ...]:
-    """All of some tensors on the meta device: how each is laid out, and which of them lie in one storage."""
+    """All of some tensors but their values: how each is laid out, and which of them lie in one storage."""
     places = [_address(t) for t in given]
     return tuple(
         (t.dtype, t.shape, t.stride(), t.storage_offset(), t.requires_grad, places.index(place))

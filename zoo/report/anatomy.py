@@ -15,7 +15,7 @@ from zoo.cost import Cost, cost_of, forward_flops
 from zoo.model import Model
 from zoo.recipe import Recipe
 from zoo.report.units import scaled
-from zoo.trials.check import meta_model
+from zoo.trials.build import meta_model
 
 
 class Line(NamedTuple):

@@ -11,7 +11,7 @@ from zoo.recipe import Recipe
 from zoo.report.anatomy import equal_runs
 from zoo.report.terminal import printable
 from zoo.report.topology import skips, wires
-from zoo.trials.check import meta_model
+from zoo.trials.build import meta_model
 from zoo.trials.grid import Grid
 from zoo.trials.names import differences, spell
 

@@ -16,12 +16,12 @@ from zoo.model import Model
 from zoo.recipe import Recipe
 from zoo.resolve import blame
 from zoo.saved import Calls, saved_bytes
-from zoo.trials.build import meta_model, uncalled_model
+from zoo.trials.build import asked_model, uncalled_model
 from zoo.trials.grid import Arm, Grid
 
 
 class Forecast(NamedTuple):
-    """One arm, by formula and by counting on the meta device."""
+    """One arm, by formula and by counting on a model that is not trained."""
 
     cost: Cost
     steps: int | None  # None: a budget in seconds
@@ -49,7 +49,7 @@ class Known:
         return self.forecasts[like]
 
     def _found(self, recipe: Recipe) -> Forecast:
-        return forecast(recipe, meta_model(recipe, self.called))
+        return forecast(recipe, asked_model(recipe, self.called))
 
 
 class Sized(Known):
@@ -123,12 +123,12 @@ def forecast(recipe: Recipe, model: Model | None = None) -> Forecast:
 
     Args:
         recipe: its vocabulary known.
-        model: the recipe's, on the meta device; None: it is built.
+        model: the recipe's, to be asked; None: it is built.
 
     Raises:
         ConfigError: with a path from the root of the recipe.
     """
-    model = meta_model(recipe) if model is None else model
+    model = asked_model(recipe) if model is None else model
     steps = total_steps(recipe)
     check_ranks(recipe)
     check_schedule(recipe)
@@ -150,13 +150,13 @@ def memory(recipe: Recipe, model: Model | None = None, calls: Calls | None = Non
 
     Args:
         recipe: its vocabulary known.
-        model: the recipe's, on the meta device; None: it is built.
+        model: the recipe's, to be asked; None: it is built.
         calls: as ``saved_bytes`` has them.
 
     Raises:
         ConfigError: parts that do not fit, with a path from the root of the recipe.
     """
-    model = meta_model(recipe) if model is None else model
+    model = asked_model(recipe) if model is None else model
     model.recompute = recipe.train.recompute == "layers"
     width = 8 if recipe.machine.dtype == "float64" else 4
     total = 2.0 * width * sum(p.numel() for p in model.parameters())
