@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,20 @@ def test_small_models_for_a_cpu_are_asked_there_and_others_on_the_meta_device(mo
     assert asked_model(wide).embedding.weight.is_meta
     monkeypatch.setattr(machine, "settle_device", lambda asked: "cuda")
     assert asked_model(recipe).embedding.weight.is_meta
+
+
+def test_a_block_that_raises_where_it_computes_costs_no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = with_known_vocabularies(plan(RECIPES / "quickstart.toml", device="cpu"))[0]
+    wanted = Sized().of(grid.arms[0].recipe)
+    forward = Stage.forward
+
+    def broken(self: Stage, x: torch.Tensor, *given: Any) -> Any:
+        if not x.is_meta:
+            raise ArithmeticError("broken")
+        return forward(self, x, *given)
+
+    monkeypatch.setattr(Stage, "forward", broken)
+    assert Sized().of(grid.arms[0].recipe) == Known().of(grid.arms[0].recipe) == wanted
 
 
 def test_with_recomputation_less_is_kept() -> None:

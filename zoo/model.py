@@ -64,8 +64,8 @@ class _Once:
         return self.called[given]
 
 
-def _kind(t: Tensor) -> tuple[torch.Size, torch.dtype]:
-    return t.shape, t.dtype
+def _kind(t: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return t.shape, t.dtype, t.device
 
 
 class Entrance(nn.ModuleList):
@@ -240,7 +240,8 @@ class Model(nn.Module):
         """One call with a few tokens, so that shapes that do not fit fail here and by name.
 
         Of stages that are alike and are given equal shapes, one is called. A call is cheap where it computes: the meta
-        device's operations are Python, and take ten times as long as those on so few tokens.
+        device's operations are Python, and take ten times as long as those on so few tokens. A fault that the meta device does
+        not know is none of shapes (an operation for GPUs alone, before the model is sent to one), and is left to training.
         """
         tokens = torch.zeros(2, min(8, self.config.context), dtype=torch.long, device=self.embedding.weight.device)
         training, stages = self.training, self.stages
@@ -248,6 +249,13 @@ class Model(nn.Module):
         self.eval()
         try:
             self(tokens, tokens)
+        except ConfigError:
+            raise
+        except Exception:
+            if tokens.is_meta:
+                raise
+            with torch.device("meta"):
+                Model(self.config, self.stream, seed=None)
         finally:
             self.stages = stages
             self.train(training)

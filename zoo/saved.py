@@ -117,7 +117,7 @@ def _forms(given: tuple[Tensor, ...]) -> tuple[Hashable, ...]:
     """All of some tensors but their values: how each is laid out, and which of them lie in one storage."""
     places = [_address(t) for t in given]
     return tuple(
-        (t.dtype, t.shape, t.stride(), t.storage_offset(), t.requires_grad, places.index(place))
+        (t.device, t.dtype, t.shape, t.stride(), t.storage_offset(), t.requires_grad, places.index(place))
         for t, place in zip(given, places, strict=True)
     )
 

@@ -76,8 +76,8 @@ class RoPE(Position, kind="rope"):
         An entry becomes ``cos * itself + sin * partner``: the sine is negative for the first of each pair.
         """
         if where.is_meta:  # angles without a value cost as much time as others
-            empty = torch.empty((*where.shape, self.dims), device=where.device)
-            return empty, torch.empty_like(empty)
+            cos, sin = (torch.empty((*where.shape, self.dims), device=where.device) for _ in range(2))
+            return cos, sin
         pairs = torch.arange(0, self.dims, 2, dtype=torch.float32, device=where.device)
         frequency = self.theta ** (-pairs / self.dims)
         angle = where[..., None].float() * frequency  # (..., dims / 2)

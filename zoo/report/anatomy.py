@@ -15,7 +15,7 @@ from zoo.cost import Cost, cost_of, forward_flops
 from zoo.model import Model
 from zoo.recipe import Recipe
 from zoo.report.units import scaled
-from zoo.trials.build import meta_model
+from zoo.trials.build import asked_model
 
 
 class Line(NamedTuple):
@@ -43,12 +43,12 @@ class Anatomy(NamedTuple):
 
 
 def anatomy(recipe: Recipe) -> Anatomy:
-    """The parts of a recipe's model, in order; nothing is allocated.
+    """The parts of a recipe's model, in order; nothing is drawn.
 
     Raises:
         ConfigError: parts that do not fit, with a path from the root of the recipe.
     """
-    model = meta_model(recipe)
+    model = asked_model(recipe)
     return Anatomy(tuple(_lines(model)), cost_of(model), recipe.model.layers())
 
 

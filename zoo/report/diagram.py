@@ -11,7 +11,7 @@ from zoo.recipe import Recipe
 from zoo.report.anatomy import equal_runs
 from zoo.report.terminal import printable
 from zoo.report.topology import skips, wires
-from zoo.trials.build import meta_model
+from zoo.trials.build import asked_model
 from zoo.trials.grid import Grid
 from zoo.trials.names import differences, spell
 
@@ -67,7 +67,7 @@ def diagram(recipe: Recipe, grid: Grid | None = None) -> str:
     Raises:
         ConfigError: parts that do not fit.
     """
-    model = meta_model(recipe)
+    model = asked_model(recipe)
     boxes = _boxes(recipe)
     beside = [] if grid is None else _questions(grid)
     heights = [box.height + GAP for box in boxes]

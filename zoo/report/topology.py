@@ -1,6 +1,6 @@
 """What flows where in a model beside the plain way from layer to layer: skips of the trunk, and wires.
 
-Found by running the trunk on the meta device with marked steps and reading the graph of its gradient, so a trunk that
+Found by running the trunk with marked steps in place of layers and reading the graph of its gradient, so a trunk that
 nobody here knows is drawn as it is.
 """
 
@@ -39,7 +39,8 @@ def skips(model: Model) -> list[tuple[int, int]]:
 
         return run
 
-    x = _Mark.apply(torch.zeros(1, 2, model.config.dim, device="meta", requires_grad=True), -1)
+    entrance = torch.zeros(1, 2, model.config.dim, device=model.embedding.weight.device, requires_grad=True)
+    x = _Mark.apply(entrance, -1)
     inputs[n] = model.trunk(x, [step(i) for i in range(n)])
     return sorted((i, j) for j, t in inputs.items() for i in _feeders(t) if i != j - 1)
 

@@ -16,7 +16,7 @@ from zoo.model import Model
 from zoo.recipe import Recipe
 from zoo.resolve import blame
 from zoo.saved import Calls, saved_bytes
-from zoo.trials.build import asked_model, uncalled_model
+from zoo.trials.build import asked, asked_model
 from zoo.trials.grid import Arm, Grid
 
 
@@ -61,10 +61,11 @@ class Sized(Known):
         self.calls: Calls = {}
 
     def _found(self, recipe: Recipe) -> Forecast:
-        model = uncalled_model(recipe)
-        found = forecast(recipe, model)
-        self.memories[outline(recipe)] = memory(recipe, model, self.calls)
+        found, self.memories[outline(recipe)] = asked(recipe, lambda model: self._measured(recipe, model))
         return found
+
+    def _measured(self, recipe: Recipe, model: Model) -> tuple[Forecast, int]:
+        return forecast(recipe, model), memory(recipe, model, self.calls)
 
 
 def check(grid: Grid, arms: Sequence[Arm] | None = None, known: Known | None = None) -> dict[str, Forecast]:

@@ -13,7 +13,6 @@ from zoo import collector
 
 with collector.at_rest():
     import sentencepiece  # noqa: F401  (what reading a tokenizer imports late)
-    import torch._dynamo  # noqa: F401  (what every optimizer, and every model on the meta device, imports late)
     import typer  # noqa: F401  (what the command's own file imports, which every worker runs)
 
     import zoo.trials.run  # noqa: F401
