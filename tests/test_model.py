@@ -333,3 +333,11 @@ def test_a_block_that_cannot_run_where_a_model_is_built_is_left_to_training() ->
             model(torch.zeros(1, 3, dtype=torch.long))
         with pytest.raises((ConfigError, RuntimeError), match=r"(?i)shape|size"):
             Model(small(stem=[{"kind": "elsewhere", "wider": 3}]))
+
+
+def test_what_a_stage_answered_on_one_device_is_not_taken_on_another() -> None:
+    called: dict[Any, Any] = {}
+    for device in ("meta", "cpu", "meta"):
+        with torch.device(device):
+            Model(small(n_layers=3), seed=None, called=called)
+    assert [x.device.type for x, *_ in called.values()] == ["meta", "meta", "cpu", "cpu"]  # the stem, and one layer
