@@ -307,37 +307,3 @@ def test_a_patch_written_in_python_is_the_patch_that_toml_says() -> None:
     config = small(n_layers=2, where=[{"layers": "1", "stem": (stem,)}])
     assert ModelConfig.model_validate(tabulate(config)) == config
     assert config.where[0]["stem"] == [{"kind": "ngram_hash", "orders": [2, 3]}]
-
-
-def test_a_block_that_cannot_run_where_a_model_is_built_is_left_to_training() -> None:
-    """As one with an operation for GPUs alone; but shapes that do not fit are found there all the same."""
-    with planted():
-
-        class Elsewhere(Stem, kind="elsewhere"):
-            """Runs on no CPU. Source: this test."""
-
-            class Config(Stem.Config):
-                wider: int = 0
-
-            def __init__(self, cfg: Config, site: Site) -> None:
-                super().__init__()
-                self.wider = cfg.wider
-
-            def forward(self, x: Tensor, bus: Bus) -> Tensor:
-                if x.device.type == "cpu":
-                    raise NotImplementedError("no kernel for a CPU")
-                return nn.functional.pad(x, (0, self.wider))
-
-        model = Model(small(stem=[{"kind": "elsewhere"}]))
-        with pytest.raises(NotImplementedError, match="no kernel"):
-            model(torch.zeros(1, 3, dtype=torch.long))
-        with pytest.raises((ConfigError, RuntimeError), match=r"(?i)shape|size"):
-            Model(small(stem=[{"kind": "elsewhere", "wider": 3}]))
-
-
-def test_what_a_stage_answered_on_one_device_is_not_taken_on_another() -> None:
-    called: dict[Any, Any] = {}
-    for device in ("meta", "cpu", "meta"):
-        with torch.device(device):
-            Model(small(n_layers=3), seed=None, called=called)
-    assert [x.device.type for x, *_ in called.values()] == ["meta", "meta", "cpu", "cpu"]  # the stem, and one layer
