@@ -47,7 +47,7 @@ def run(names: list[str], found: dict[str, tuple[str, bool]], words: argparse.Na
     import torch
 
     from benchmarks import report
-    from benchmarks.harness import Settings
+    from benchmarks.harness import Figure, Settings
     from zoo import machine, plugins
 
     plugins.discover()
@@ -58,13 +58,15 @@ def run(names: list[str], found: dict[str, tuple[str, bool]], words: argparse.Na
     torch.set_num_threads(settings.threads)
     sections, failed = {}, []
     for name in names:
-        began = time.perf_counter()
+        began, figures = time.perf_counter(), []
         try:
-            figures = importlib.import_module(f"benchmarks.{name}").figures(settings)
-        except Exception:  # one benchmark that fails must not cost the others
+            for figure in importlib.import_module(f"benchmarks.{name}").figures(settings):
+                figures.append(figure)
+                print(f"{name}: {report.in_a_line(figure)}", file=sys.stderr, flush=True)
+        except Exception as fault:  # one benchmark that fails must not cost the others, nor its rows before
             traceback.print_exc()
             failed.append(name)
-            continue
+            figures.append(Figure("the rest", f"failed: {type(fault).__name__}: {fault}"[:200]))
         command = f"python -m benchmarks {name}" + _words(words)
         sections[name] = report.section(name, found[name][0], figures, settings, command, time.perf_counter() - began)
         print(sections[name], flush=True)

@@ -29,26 +29,26 @@ def figures(settings: Settings) -> list[Figure]:
     rows = []
     for dim, layers in ((64, 2),) if settings.quick else SIZES:
         n = 16 if settings.quick else TOKENS
-        found = ways(dim, layers, n)
+        found = ways(dim, layers, n, settings.device)
         agreed(found, n)
         contestants = {"ours": found["with the cache"], "theirs": found["transformers"]}
-        timings = alternate(contestants, settings.rounds(7), 1)
+        timings = alternate(contestants, settings.rounds(7), 1, settings.device)
         mine, its = (tokens_per_second(n, timings.median(name)) for name in contestants)
-        floor = read_once(dim, layers) / timings.median("ours") * n
+        floor = read_once(dim, layers, settings.device) / timings.median("ours") * n
         remark = f"{spread(timings, 'theirs', 'ours')}; reading every weight once takes {floor:.0%} of our time"
         work = f"{n} tokens, width {dim}, {layers} layers, fp32"
         rows.append(Figure(work, mine, its, median_ratio(timings, "theirs", "ours"), WANTED, remark))
     return rows
 
 
-def read_once(dim: int, layers: int) -> float:
+def read_once(dim: int, layers: int, device: str) -> float:
     """Seconds for products of one row with matrices as large as the model's, and nothing else."""
     shapes = [(dim, dim), (dim // 2, dim), (dim // 2, dim), (dim, dim), (3 * dim, dim), (3 * dim, dim), (dim, 3 * dim)]
-    weights = [torch.randn(shape) for shape in shapes * layers]
-    rows = {width: torch.randn(1, width) for width in (dim, 3 * dim)}
+    weights = [torch.randn(shape, device=device) for shape in shapes * layers]
+    rows = {width: torch.randn(1, width, device=device) for width in (dim, 3 * dim)}
 
     def products() -> None:
         for weight in weights:
             torch.mm(rows[weight.shape[1]], weight.T)
 
-    return alternate({"products": products}, 15, 3).median("products")
+    return alternate({"products": products}, 15, 3, device).median("products")

@@ -73,9 +73,9 @@ def agreed(found: dict[str, Callable[[], list[int]]], n: int) -> None:
         raise Unequal(f"{n} tokens were to be the same: {made}")
 
 
-def ways(dim: int, layers: int, n: int) -> dict[str, Callable[[], list[int]]]:
+def ways(dim: int, layers: int, n: int, device: str = "cpu") -> dict[str, Callable[[], list[int]]]:
     """The three ways by name; each returns the ids that it made."""
-    ours, llama = twins(dim, layers)
+    ours, llama = (model.to(device) for model in twins(dim, layers))
     tokenizer = Tokenizer.parse("byte").build(Path())
     tokenizer.load(b"")
     prompt = [BOS, *tokenizer.encode(PROMPT).tolist()]
@@ -87,14 +87,14 @@ def ways(dim: int, layers: int, n: int) -> dict[str, Callable[[], list[int]]]:
     def again() -> list[int]:
         ids = list(prompt)
         for _ in range(n):
-            ids.append(int(ours(torch.tensor([ids])).logits[0, -1].argmax()))
+            ids.append(int(ours(torch.tensor([ids], device=device)).logits[0, -1].argmax()))
         return ids[len(prompt) :]
 
     def theirs() -> list[int]:
         config = GenerationConfig(
             max_new_tokens=n, do_sample=False, eos_token_id=None, pad_token_id=0, bos_token_id=BOS
         )
-        ids = torch.tensor([prompt])
+        ids = torch.tensor([prompt], device=device)
         return llama.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[
             0, len(prompt) :
         ].tolist()

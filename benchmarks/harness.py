@@ -1,7 +1,8 @@
 """How the zoo is measured: contestants take turns in one process, and medians of their in-run ratios are compared.
 
-A file of this folder belongs to the suite when it has ``figures(settings: Settings) -> list[Figure]``; it proves that the
-contestants do equal work (``same``) before it times anything. Any other file is a script of its own.
+A file of this folder belongs to the suite when it has ``figures(settings: Settings)``, which returns its Figures or yields one
+after the other; it proves that the contestants do equal work (``same``) before it times anything. Any other file is a script of
+its own.
 """
 
 from __future__ import annotations
@@ -166,7 +167,8 @@ class Peak:
     """Bytes at the highest point of a step, everything that was built for it included.
 
     ``allocated`` are tensors alone, as torch's allocator counts them. ``resident`` on a CPU is the growth of the process
-    since its imports, so it holds what the C library keeps and what libraries pack; on a GPU the allocator's reservation.
+    since its imports, so it holds what the C library keeps and what libraries pack; on a GPU the growth of the allocator's
+    reservation.
     """
 
     allocated: int
@@ -174,22 +176,32 @@ class Peak:
 
 
 def peak_memory(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> Peak:
-    """The peak of the step that ``build(*arguments)`` returns, in two fresh processes, after a first step.
+    """The peak of the step that ``build(*arguments)`` returns, after a first step; on a CPU in two fresh processes.
 
     Args:
         build: a function at a module's top level, since it is sent to another process by name.
         arguments: what it is called with.
-        settings: device and threads of those processes.
+        settings: device and threads.
     """
-    on_gpu = settings.device.startswith("cuda")
-    whole = _elsewhere(_reserved if on_gpu else _resident, build, arguments, settings)
-    return Peak(peak_allocated(build, arguments, settings), whole)
+    if settings.device.startswith("cuda"):
+        return _on_gpu(build, arguments, settings)
+    whole = _elsewhere(_resident, build, arguments, settings)
+    return Peak(_elsewhere(_allocated, build, arguments, settings), whole)
 
 
 def peak_allocated(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> int:
-    """The bytes of tensors alone, in one fresh process: see ``peak_memory``."""
-    on_gpu = settings.device.startswith("cuda")
-    return _elsewhere(_allocated_on_gpu if on_gpu else _allocated, build, arguments, settings)
+    """The bytes of tensors alone: see ``peak_memory``."""
+    if settings.device.startswith("cuda"):
+        return _on_gpu(build, arguments, settings).allocated
+    return _elsewhere(_allocated, build, arguments, settings)
+
+
+def _on_gpu(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> Peak:
+    """In this process, whose allocator tells what is held before."""
+    machine.release_memory()
+    held = torch.cuda.memory_allocated(settings.device), torch.cuda.memory_reserved(settings.device)
+    peak = _after_a_step(build, arguments, settings).read()
+    return Peak(peak - held[0], torch.cuda.max_memory_reserved(settings.device) - held[1])
 
 
 def _elsewhere(
@@ -203,15 +215,6 @@ def _resident(build: Callable[..., Call], arguments: Sequence[Any], settings: Se
     torch.set_num_threads(settings.threads)
     before = machine.PeakMemory(settings.device).read()
     return _after_a_step(build, arguments, settings).read() - before
-
-
-def _allocated_on_gpu(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> int:
-    return _after_a_step(build, arguments, settings).read()
-
-
-def _reserved(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> int:
-    _after_a_step(build, arguments, settings)
-    return torch.cuda.max_memory_reserved(settings.device)
 
 
 def _after_a_step(build: Callable[..., Call], arguments: Sequence[Any], settings: Settings) -> machine.PeakMemory:

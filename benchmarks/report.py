@@ -59,6 +59,12 @@ def table(found: Sequence[Figure]) -> list[str]:
     return rows + (["", *(f"{i}. {remark}" for i, remark in enumerate(remarks, 1))] if remarks else [])
 
 
+def in_a_line(figure: Figure) -> str:
+    """A row while the rest is still being measured."""
+    ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
+    return "; ".join(filter(None, (figure.work, figure.ours, figure.theirs, ratio, figure.remark)))
+
+
 def write(folder: Path, settings: Settings, sections: dict[str, str]) -> Path:
     """Put sections into the machine's file, beside those that it has of other benchmarks."""
     path = folder / f"{slug(settings)}.md"

@@ -3,10 +3,17 @@
 Losses and the gradients of all parameters are compared before anything is timed. Both sides run with the switch of the C
 library that our loop sets (``machine.keep_freed_memory``), fused AdamW and, in bfloat16, fp32 parameters. The floor is the
 matrix products of our step, by the profiler: were everything else free, the ratio would be the one in the remark.
+
+On a GPU ours is the step as the training loop takes it, forward and backward replayed from a CUDA graph, theirs call by call as
+their trainer takes it; the remark has ours call by call, and one row has both under torch.compile.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import (
@@ -21,7 +28,7 @@ from benchmarks.harness import (
     spread,
     tokens_per_second,
 )
-from benchmarks.rivals import Shape, batch, our_loss, ours, prove, step_of, their_loss, theirs, twins
+from benchmarks.rivals import Shape, batch, our_loss, ours, prove, recorded, step_of, their_loss, theirs, twins
 from zoo import machine
 
 SIZES = {
@@ -32,19 +39,21 @@ QUICK = (Shape(64, 2, 2, 256, 2, 32),)
 LARGE_VOCABULARY = {"cpu": Shape(512, 4, 8, 49_152, 4, 512), "cuda": Shape(1024, 8, 16, 49_152, 16, 1024)}
 WANTED = {"Llama": Wanted("at least", 1.5), "Mixtral": Wanted("at least", 2.0), "DeepSeek-V3": Wanted("at least", 1.5)}
 MEMORY = Wanted("at most", 0.7)
+KERNELS = ("gemm", "cutlass", "nvjet", "flash", "fmha", "sdpa")
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "linear", "_scaled_dot_product")
 
 
-def figures(settings: Settings) -> list[Figure]:
+def figures(settings: Settings) -> Iterator[Figure]:
     """Tokens a second of each model at each size; the peak memory of a step with a large vocabulary."""
     kind = settings.device.partition(":")[0]
     if kind == "cpu":
         machine.keep_freed_memory()
-    rows = []
     for name, wanted in WANTED.items():
         for shape in QUICK if settings.quick else SIZES[kind]:
-            rows.append(_timed(name, shape, wanted, settings))
-    return [*rows, _memory(QUICK[0] if settings.quick else LARGE_VOCABULARY[kind], settings)]
+            yield _timed(name, shape, wanted, settings)
+    yield _memory(QUICK[0] if settings.quick else LARGE_VOCABULARY[kind], settings)
+    if kind == "cuda" and not settings.quick:
+        yield _compiled("Llama", SIZES[kind][-1], settings)
 
 
 def _timed(name: str, shape: Shape, wanted: Wanted, settings: Settings) -> Figure:
@@ -56,12 +65,38 @@ def _timed(name: str, shape: Shape, wanted: Wanted, settings: Settings) -> Figur
         "ours": step_of(lambda: our_loss(mine, tokens, targets), mine),
         "theirs": step_of(lambda: their_loss(other, tokens, targets, dtype), other),
     }
+    if device.startswith("cuda"):
+        steps["ours, call by call"], steps["ours"] = steps["ours"], recorded(mine, tokens, targets)
     timings = alternate(steps, settings.rounds(9), 2, device)
     share = products(steps["ours"], device)
     best = timings.median("theirs") / (share * timings.median("ours"))
     remark = f"{equal}; {spread(timings, 'theirs', 'ours')}; products are {share:.0%} of our step, alone they give {best:.2f}"
-    speeds = (tokens_per_second(shape.n_rows * shape.n_tokens, timings.median(side)) for side in steps)
+    if len(steps) > 2:
+        remark += f"; both call by call {median_ratio(timings, 'theirs', 'ours, call by call'):.2f}"
+    speeds = (tokens_per_second(shape.n_rows * shape.n_tokens, timings.median(side)) for side in ("ours", "theirs"))
     return Figure(f"{name}: {shape}", *speeds, median_ratio(timings, "theirs", "ours"), wanted, remark)
+
+
+def _compiled(name: str, shape: Shape, settings: Settings) -> Figure:
+    """Both under torch.compile: ours layer by layer and recorded, theirs as a whole."""
+    dtype, device = settings.dtype, settings.device
+    mine, other = (model.to(device) for model in twins(name, shape, dtype))
+    tokens, targets = batch(shape, device)
+    equal = prove(mine, other, tokens, targets, dtype)
+    mine.compile_stages()
+    whole = torch.compile(other)
+    began = time.perf_counter()
+    steps = {"ours": recorded(mine, tokens, targets)}
+    ready = time.perf_counter() - began
+    steps["theirs"] = step_of(lambda: their_loss(whole, tokens, targets, dtype), other)
+    began = time.perf_counter()
+    steps["theirs"]()
+    torch.cuda.synchronize(device)
+    remark = f"{equal}; compiling took us {ready:.0f} s, them {time.perf_counter() - began:.0f} s"
+    timings = alternate(steps, settings.rounds(9), 2, device)
+    speeds = (tokens_per_second(shape.n_rows * shape.n_tokens, timings.median(side)) for side in steps)
+    remark += f"; {spread(timings, 'theirs', 'ours')}"
+    return Figure(f"{name}, both compiled: {shape}", *speeds, median_ratio(timings, "theirs", "ours"), None, remark)
 
 
 def products(step: Call, device: str) -> float:
@@ -73,7 +108,11 @@ def products(step: Call, device: str) -> float:
         event.key: event.self_device_time_total if cuda else event.self_cpu_time_total for event in found.key_averages()
     }
     if cuda:
-        counted = sum(t for key, t in own.items() if any(word in key.lower() for word in ("gemm", "cutlass", "flash")))
+        counted = sum(
+            t
+            for key, t in own.items()
+            if any(word in key.lower() for word in ("gemm", "cutlass", "nvjet", "flash", "fmha", "sdpa"))
+        )
     else:
         counted = sum(t for key, t in own.items() if key.removeprefix("aten::").startswith(PRODUCTS))
     return counted / max(1e-9, sum(own.values()))

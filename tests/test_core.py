@@ -44,6 +44,7 @@ FLOORS |= {
     "resume": 4,
     "fallback": 4,
     "budget": 4,
+    "graphs": 4,
     "loop": 4,
     "train": 4,
     "guards": 4,

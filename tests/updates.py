@@ -29,7 +29,7 @@ def give_gradients(named: Sequence[tuple[str, nn.Parameter]], step: int, without
     for name, p in named:
         seed = step * 1000 + int(name[1:])
         drawn = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        p.grad = None if name in without else (0.1 * drawn).to(p.dtype)
+        p.grad = None if name in without else (0.1 * drawn).to(p)
 
 
 def build(knobs: dict[str, Any], named: Sequence[tuple[str, nn.Parameter]]) -> Optimizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -33,6 +33,24 @@ def total_steps(recipe: Recipe) -> int | None:
 def tokens_per_step(recipe: Recipe) -> int:
     """Tokens in one update: rows x accumulation x context."""
     return recipe.train.batch * recipe.train.accumulate * recipe.model.context
+
+
+# A GPU compiles a layer for 10 to 20 s, then does each micro-batch 34 to 47 ms sooner (recipes at full size on an H200, see
+# results/LOG.md), so it pays after 220 to 560 of them.
+PAYS_FROM = {"micro-batches": 1_000, "seconds": 120.0}
+
+
+def settle_compile(recipe: Recipe, device: str) -> Literal["none", "layers"]:
+    """``auto`` becomes ``layers`` where compiling pays back within the budget, which so far is on GPUs alone."""
+    plan = recipe.train
+    if plan.compile != "auto":
+        return plan.compile
+    if not device.startswith("cuda"):
+        return "none"
+    if plan.seconds is not None:
+        return "layers" if plan.seconds >= PAYS_FROM["seconds"] else "none"
+    steps = plan.steps or (plan.tokens or 0) / tokens_per_step(recipe)
+    return "layers" if steps * plan.accumulate >= PAYS_FROM["micro-batches"] else "none"
 
 
 UNKNOWN = 1_000_000  # updates that a run by the clock is taken to have before its first one is made

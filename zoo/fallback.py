@@ -95,6 +95,7 @@ def uncompiled(loop: Loop, why: str) -> None:
     """Go on without the compiler, which said ``why``."""
     loop.model.compile_stages(None)
     loop.compiled = False
+    loop.anew()
     remark = f"not compiled from step {loop.step + 1:,} on: {why}"[:240]
     loop.remarks = [*loop.remarks, remark]
     loop.signals.say(remark)

@@ -22,8 +22,9 @@ from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
 from zoo.core.wires import noise_key
 from zoo.fallback import with_less, without_compiler
+from zoo.graphs import Given, Graphs, Said
 from zoo.judge import score
-from zoo.model import Model, Out
+from zoo.model import Model
 from zoo.optim.slots import Average, Optimizer, Schedule
 from zoo.parallel import ALONE, World
 from zoo.recipe import Recipe
@@ -89,6 +90,7 @@ class Loop:
         self.compiled: bool | None = True if recipe.train.compile == "layers" else None
         self.model = self._build_model()
         self.model.register_forward_pre_hook(lambda *_: signals.alive())
+        self.graphs = self._build_graphs()
         self.optimizers = build_optimizers(self.model, recipe.optim)
         for optimizer in self.optimizers.values():
             optimizer.world = world
@@ -117,6 +119,16 @@ class Loop:
             config.recompile_limit, config.fail_on_recompile_limit_hit = GRAPHS, True  # else it goes on without, unsaid
             model.compile_stages()
         return model
+
+    def _build_graphs(self) -> Graphs | None:
+        """Recordings of micro-batches, where there is a GPU of one's own to record."""
+        wanted = self.recipe.machine.graphs == "auto" and self.device.startswith("cuda") and self.world.size == 1
+        return Graphs(self.model, self._micro_batch) if wanted else None
+
+    def anew(self) -> None:
+        """Forget what was recorded: micro-batches are computed in another way from now on."""
+        if self.graphs is not None:
+            self.graphs.forget()
 
     def run(self, after_step: Callable[[], None] = lambda: None) -> None:
         """Updates until the budget is spent. ``after_step`` is called after each one, when its report has been made."""
@@ -180,19 +192,33 @@ class Loop:
         Returns:
             the mean loss, a scalar, and what the blocks report, summed.
         """
-        parts = self.accumulate * self.world.size
         stats: dict[str, Tensor] = {}
         nll = torch.zeros((), device=self.device)
         self.model.zero_grad(set_to_none=True)
         for micro in range(self.accumulate):
-            out = self._forward(step, micro)
-            mean = out.nll.mean() * self.batches.scale(step)
-            loss = sum(out.losses.values(), mean) / parts
-            loss.backward()
-            nll += mean.detach().float() / parts
-            gather(stats, out.stats)
-            self._note_auxiliary(out.losses)
+            said = self._computed(self._given(step, micro), micro == 0)
+            nll += said.nll
+            gather(stats, said.stats)
+            self._note_auxiliary(said.losses)
         return nll, stats
+
+    def _computed(self, given: Given, first: bool) -> Said:
+        """One micro-batch, call by call or recorded."""
+        if self.graphs is None or self.graphs.refused:
+            return self._micro_batch(given)
+        self.signals.alive()
+        said = self.graphs(given, first)
+        if self.graphs.refused:
+            self.remarks = [*self.remarks, f"not recorded as a CUDA graph: {self.graphs.refused}"[:240]]
+        return said
+
+    def _micro_batch(self, given: Given) -> Said:
+        """Forward and backward; the gradients are added to ``.grad``."""
+        parts = self.accumulate * self.world.size
+        out = self.model(given.tokens, given.targets, segments=given.segments, noise=given.noise)
+        mean = out.nll.mean() * given.scale
+        (sum(out.losses.values(), mean) / parts).backward()
+        return Said(mean.detach().float() / parts, {name: t.detach() for name, t in out.losses.items()}, out.stats)
 
     def _note_auxiliary(self, losses: dict[str, Tensor]) -> None:
         """Say that a loss which is no mean over tokens is another one where several processes share a micro-batch."""
@@ -210,16 +236,17 @@ class Loop:
         self.accumulate = self.recipe.train.accumulate * self.recipe.train.batch // rows
         self.rows = self.batches.rows = rows
         self.batches.accumulate = self.accumulate
+        self.anew()
 
     def peak_memory(self) -> int:
         """Bytes, those of earlier parts of an interrupted run and, at the last report, of other processes included."""
         return max(self.memory.read(), self.earlier_peak)
 
-    def _forward(self, step: int, micro: int) -> Out:
+    def _given(self, step: int, micro: int) -> Given:
         taken = take(self.recipe, self.batches, step, micro, self.expected_steps())
-        put = [None if t is None else t.to(self.device, non_blocking=True) for t in taken]
         noise = noise_key(self.recipe.train.seed, step, micro, self.world.rank)
-        return self.model(put[0], put[1], segments=put[2], noise=noise)
+        put = [None if t is None else t.to(self.device, non_blocking=True) for t in (*taken, noise)]
+        return Given(*put, self.batches.scale(step))
 
     def _check_finite(self) -> None:
         """Raise Diverged at the first step since the last look whose loss is no number."""

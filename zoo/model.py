@@ -143,6 +143,7 @@ class Model(nn.Module):
             wires[SEGMENTS] = segments
         losses: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
+        noise = noise if noise is None else noise.to(tokens.device)
         x = self.embedding(tokens)
         x = x if self.stream is None else x.to(self.stream)
         steps = [self._step(i, wires, losses, stats, cache, noise) for i in range(len(self.stages))]
@@ -171,7 +172,7 @@ class Model(nn.Module):
         def run(x: Tensor) -> Tensor:
             inbox = {wire: wires[wire] for wire in stage.reads if wire in wires}
             if noise is not None:
-                inbox[NOISE] = stage_key(noise.to(x.device), index)
+                inbox[NOISE] = stage_key(noise, index)
             try:
                 if self.recompute and torch.is_grad_enabled() and cache is None:
                     x, outbox, report, _ = checkpoint(stage, x, inbox, use_reentrant=False, preserve_rng_state=False)

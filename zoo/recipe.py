@@ -49,7 +49,7 @@ class TrainConfig(Knobs):
         "next"  # "unshifted" shows what that fault looks like; it wants as_published = true
     )
     recompute: Literal["none", "layers"] = "none"  # keep each layer's input only and compute it again in the backward
-    compile: Literal["none", "layers"] = "none"
+    compile: Literal["auto", "none", "layers"] = "auto"  # auto: layers on a GPU, where it pays within the budget
     log_every: PositiveInt = 10  # steps
     evaluate_every: PositiveInt | None = None  # steps; None: at the end only
     seed: NonNegativeInt = 0
@@ -86,6 +86,9 @@ class MachineConfig(Knobs):
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # of the residual stream
     threads: NonNegativeInt = 0  # 0: as many as there are cores
     profile: str = "full"
+    graphs: Literal["auto", "none"] = (
+        "auto"  # auto: a GPU replays its kernels from a recording; no number depends on it
+    )
     ranks: PositiveInt = 1  # processes that share each trial's batches, as torchrun has started them
 
 

@@ -4,9 +4,9 @@ torch's cross entropy keeps log-probabilities (N, V) and makes two more such mat
 scored at a time and becomes its own gradient, softmax minus one-hot, in place. Source: the arithmetic of Cut Your Losses,
 arXiv:2411.09009, and of Liger Kernel, arXiv:2410.10989, in plain tensor operations.
 
-On a CPU, where products are dear and looking at a number costs nothing, the gradient is made ahead, in the forward, for an
-upstream gradient of one; a mean or a sum scales it. Elsewhere, and where the upstream differs from token to token, the backward
-scores each chunk once more.
+The gradient is made ahead, in the forward, for an upstream gradient of one; a mean or a sum scales it. Where the upstream
+differs from token to token the backward scores each chunk once more. On a CPU, where looking at numbers costs nothing, it looks
+at them; elsewhere it takes those for equal that share one place in memory, as the gradients of a mean and a sum do.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def linear_cross_entropy(
     if x.device.type == "cpu":
         rows = min(rows, max(AT_LEAST, CACHED // weight.shape[0]))
     wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return _LinearCrossEntropy.apply(x, weight, targets, ignore, rows, softcap, wanted and x.device.type == "cpu")
+    return _LinearCrossEntropy.apply(x, weight, targets, ignore, rows, softcap, wanted)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -60,7 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ignored = targets == ignore
         known = targets.masked_fill(ignored, 0)  # (N,)
         ctx.ahead = _Gradient(ctx, x, weight) if ahead else None
-        some_ignored = ahead and bool(ignored.any())  # a pass over the logits less where nothing is
+        some_ignored = ahead and (x.device.type != "cpu" or bool(ignored.any()))  # a pass over the logits less
         narrow, said = weight.to(x.dtype), []  # cast once for all chunks
         for part, wanted, lost in zip(x.split(rows), known.split(rows), ignored.split(rows), strict=True):
             z = logits_of(part, narrow, softcap)
@@ -78,25 +78,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, targets = ctx.saved_tensors
-        ignored = targets == ctx.ignore
-        grad, nothing = grad.masked_fill(ignored, 0.0), (None,) * 5
+        ignored, nothing = targets == ctx.ignore, (None,) * 5
         made, ctx.ahead = ctx.ahead, None  # a second backward makes its own
-        if made is not None and (scale := _common(grad[~ignored])) is not None:
+        if made is not None and (scale := _common(grad, ignored)) is not None:
             return *made.scaled(scale, weight.dtype), *nothing
+        grad = grad.masked_fill(ignored, 0.0)
         known, narrow = targets.masked_fill(ignored, 0), weight.to(x.dtype)
         made = _Gradient(ctx, x, weight)
         for part, wanted, upstream in zip(x.split(ctx.rows), known.split(ctx.rows), grad.split(ctx.rows), strict=True):
             z = logits_of(part, narrow, ctx.softcap)
             made.add(_to_logits(z.softmax(-1), z, wanted, ctx.softcap).mul_(upstream[:, None]), narrow)
-        return *made.scaled(1.0, weight.dtype), *nothing
+        return *made.scaled(None, weight.dtype), *nothing
 
 
-def _common(grad: Tensor) -> float | None:
-    """The one number of which all of ``grad`` (n,) consists; None if there are several."""
+def _common(grad: Tensor, ignored: Tensor) -> Tensor | float | None:
+    """The one number of which ``grad`` (N,) consists where it counts; None if there are several, or if nobody can tell."""
+    if grad.stride() == (0,) and len(grad):
+        return grad[0]
+    if grad.device.type != "cpu":
+        return None
+    grad = grad[~ignored]
     if not len(grad):
         return 0.0
-    first = grad[0]
-    return float(first) if bool((grad == first).all()) else None
+    return grad[0] if bool((grad == grad[0]).all()) else None
 
 
 def _to_logits(p: Tensor, z: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
@@ -128,8 +132,8 @@ class _Gradient:
         else:
             self.dw.add_(dz.T @ self.x[here])
 
-    def scaled(self, scale: float, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """Both, times ``scale``, the weight's in ``dtype``."""
-        dx = self.dx if self.dx is None or scale == 1.0 else self.dx.mul_(scale)
-        dw = self.dw if self.dw is None or scale == 1.0 else self.dw.mul_(scale)
+    def scaled(self, scale: Tensor | float | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """Both, times ``scale`` (None: as they are), the weight's in ``dtype``."""
+        dx = self.dx if self.dx is None or scale is None else self.dx.mul_(scale)
+        dw = self.dw if self.dw is None or scale is None else self.dw.mul_(scale)
         return dx, None if dw is None else dw.to(dtype)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.activations import ACTIVATIONS
+from zoo.core.grouped_mm import grouped_mm
 from zoo.core.params import Constant, HasParameters, Role, Use
 
 Way = Literal["grouped", "looped", "boxed", "dense"]
@@ -161,7 +162,10 @@ class Experts(HasParameters, nn.Module):
 
         def product(t: Tensor, name: str) -> Tensor:
             weight, bias = self._projection(name, t.dtype)
-            out = F.grouped_mm(t, weight.transpose(1, 2), offs=ends)
+            if torch.compiler.is_compiling():
+                out = grouped_mm(t, weight, ends)
+            else:
+                out = F.grouped_mm(t, weight.transpose(1, 2), offs=ends)
             return out if bias is None else _Biased.apply(out, bias, plan.expert)
 
         return product

@@ -23,6 +23,8 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         unit = _Unit.apply(wide, eps) if torch.is_grad_enabled() else _unit(wide, eps)[0]
         scaled = unit if weight is None else unit * weight.to(wide.dtype)
         return scaled if wide is x else scaled.to(x.dtype)
+    if weight is None and x.is_cuda:  # its kernel computes in fp32 whatever it is given
+        return F.rms_norm(x, x.shape[-1:], None, eps)
     return F.rms_norm(wide, x.shape[-1:], None if weight is None else weight.to(wide.dtype), eps).to(x.dtype)
 
 

@@ -37,6 +37,7 @@ def address(recipe: Recipe, data: str, folder: Path) -> str:
     table = {name: value for name, value in tabulate(recipe).items() if name not in NAMES}
     table["train"] = {name: value for name, value in table["train"].items() if name not in WHEN_KEPT}
     table["machine"] = {**table["machine"], "device": recipe.machine.device.partition(":")[0]}
+    table["machine"].pop("graphs")  # the same kernels on the same memory, asked for at once
     if recipe.machine.ranks == 1:
         table["machine"].pop("ranks")
     if not recipe.evaluate.also:  # like one rank it changes nothing, so that it is as if the knob did not exist

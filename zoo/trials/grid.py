@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from zoo import machine
+from zoo.budget import settle_compile
 from zoo.core.part import ConfigError, nearest
 from zoo.core.tables import nested
 from zoo.files import Choice, Patch, choose, parse_set, read
@@ -94,7 +95,7 @@ def plan(
     settled = _settle_device(book.patches, sets, device)
     choice = choose(book, profile, sets, settled)
     study = study_of(choice.grid)
-    recipe = _settle(resolve((*_below(choice), *study.start)), settled, ranks)
+    recipe = _settle(resolve((*_below(choice), *study.start)), settled, ranks, None)
     numbers = _seeds(choice.grid, seeds, recipe.train.seed)
     if len(numbers) != len(set(numbers)):
         raise ConfigError(f"{choice.grid.origin}: grid.seeds = {list(numbers)}: each seed once")
@@ -159,7 +160,8 @@ def arms_of(
 def _resolve(grid: Grid, draft: Draft) -> Recipe:
     try:
         recipe = resolve((*grid.patches, *draft.patches, Patch("", {"variant": draft.name})))
-        return _settle(recipe, grid.recipe.machine.device, grid.recipe.machine.ranks)
+        base = grid.recipe
+        return _settle(recipe, base.machine.device, base.machine.ranks, base.train.compile)
     except ConfigError as fault:
         said = str(fault)
         raise ConfigError(said if f"variant {draft.name!r}" in said else f"variant {draft.name!r} of {said}") from None
@@ -213,13 +215,17 @@ def _add(arms: list[Arm], arm: Arm) -> None:
         arms[twin] = arms[twin]._replace(also=(*arms[twin].also, arm.name))
 
 
-def _settle(recipe: Recipe, device: str, ranks: int) -> Recipe:
-    """The recipe with its machine decided, so that nothing which changes bits lies outside it."""
+def _settle(recipe: Recipe, device: str, ranks: int, compiled: str | None) -> Recipe:
+    """The recipe with its machine decided, so that nothing which changes bits lies outside it.
+
+    ``compiled`` is what the grid's own recipe came to: arms with other budgets are compared with it, so they do the same.
+    """
     asked = recipe.machine
     threads = asked.threads or max(1, machine.settle_threads(0) // local_size())
     found = {"device": device, "dtype": machine.settle_dtype(asked.dtype, device), "threads": threads}
     settled = asked.model_copy(update={**found, "ranks": ranks if asked.ranks == 1 else asked.ranks})
-    return recipe.model_copy(update={"machine": settled})
+    way = compiled if compiled is not None and recipe.train.compile == "auto" else settle_compile(recipe, device)
+    return recipe.model_copy(update={"machine": settled, "train": recipe.train.model_copy(update={"compile": way})})
 
 
 def _same(a: Recipe, b: Recipe) -> bool:

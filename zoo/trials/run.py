@@ -280,7 +280,7 @@ def train_one(
         result = result.model_copy(update={**more, "wall": time.perf_counter() - began})
         draft.commit(result)
     machine.release_memory()
-    if trial.recipe.train.compile != "none":
+    if trial.recipe.train.compile == "layers":
         torch._dynamo.reset()  # what it knows of one trial must not change how another is compiled
     return result
 
