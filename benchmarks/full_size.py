@@ -30,8 +30,8 @@ from zoo import machine
 from zoo.core.wires import noise_key
 from zoo.cost import cost
 from zoo.graphs import WARM, Given, Graphs, Said
-from zoo.loop import build_optimizers
 from zoo.model import Model, ModelConfig
+from zoo.optim.build import build_optimizers
 from zoo.recipe import Recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,26 @@ def test_every_file_is_listed_and_an_unknown_name_is_refused(capsys: pytest.Capt
 def test_listing_does_not_import_torch():
     code = "import sys; from benchmarks.__main__ import main; main(['--list']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, measured) in discovered().items() if measured])
+def test_what_belongs_to_the_suite_can_be_imported(name: str):
+    """One that is rarely run must not be found broken when it is wanted."""
+    assert callable(importlib.import_module(f"benchmarks.{name}").figures)
+
+
+def test_rows_ahead_of_a_failure_are_kept_and_the_rest_is_said_to_have_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def figures(settings: Settings) -> Iterator[Figure]:
+        yield Figure("the first", "2 ms")
+        raise Unequal("the second: off by 0.3")
+
+    monkeypatch.setattr(importlib.import_module("benchmarks.moe"), "figures", figures)
+    monkeypatch.setattr(report, "slug", lambda settings: "here")
+    monkeypatch.setattr("zoo.machine.keep_freed_memory", bool)  # that is for the rest of the process
+    assert main(["moe", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "moe: the first; 2 ms\n" in said.err and "failed: moe" in said.err
+    written = (tmp_path / "here.md").read_text()
+    assert "| the first | 2 ms |" in written and "| the rest | failed: Unequal: the second: off by 0.3 |" in written

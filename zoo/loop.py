@@ -18,14 +18,14 @@ from torch import Tensor
 from zoo import machine
 from zoo.budget import UNKNOWN, batches_of, check_schedule, take, tokens_per_step, total_steps
 from zoo.checkpoint import writing
-from zoo.core.params import Role, entries
-from zoo.core.part import ConfigError
+from zoo.core.params import Role
 from zoo.core.wires import noise_key
 from zoo.fallback import with_less, without_compiler
 from zoo.graphs import Given, Graphs, Said
 from zoo.judge import score
 from zoo.model import Model
-from zoo.optim.slots import Average, Optimizer, Schedule
+from zoo.optim.build import build_optimizers
+from zoo.optim.slots import Average, Schedule
 from zoo.parallel import ALONE, World
 from zoo.recipe import Recipe
 from zoo.result import Progress, Signals, Watch, loads
@@ -44,26 +44,6 @@ class Diverged(Exception):
     def __init__(self, step: int) -> None:
         super().__init__(f"diverged at step {step}: last good step {step - 1}")
         self.step = step
-
-
-def build_optimizers(model: Model, optim: dict[Role, Optimizer.Config]) -> dict[Role, Optimizer]:
-    """One optimizer per role that the model has.
-
-    Raises:
-        ConfigError: a role of the model without an optimizer.
-    """
-    named: dict[Role, list[tuple[str, torch.nn.Parameter]]] = {}
-    for entry in entries(model):
-        named.setdefault(entry.role, []).append((entry.name, entry.parameter))
-    built = {}
-    for role, parameters in named.items():
-        if role not in optim:
-            raise ConfigError(f"no optimizer for {role} parameters such as {parameters[0][0]}", f"optim.{role}")
-        try:
-            built[role] = optim[role].build(parameters)
-        except ConfigError as fault:
-            raise fault.under(f"optim.{role}") from None
-    return built
 
 
 class Loop:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 from zoo.core.part import ConfigError
 from zoo.data.overlap import find_copies
 from zoo.data.pool import Pool
+from zoo.data.room import Limits, Room
 from zoo.data.slots import Document, Source, Tokenizer
 from zoo.data.worker import Chunk, Encoded
 
@@ -27,48 +28,6 @@ TRAIN, MARKS, TEXTS, JOURNAL, COUNTS = "train.tokens", "train.marks", "valid.tex
 STREAMS = (TRAIN, MARKS, TEXTS)
 
 Say = Callable[[str, float, str], None]  # what is being done, the share of it that is done (0 where unknown), figures
-Limits = tuple[int | None, int | None]  # bytes of training and of validation text
-
-
-class Room:
-    """Which documents are taken: of each part and group whole ones in order, for as long as they fit into its limit."""
-
-    def __init__(self, limits: Limits, weights: tuple[float, ...], used: dict[str, int] | None = None) -> None:
-        shares = [weight / sum(weights) for weight in weights]
-        self.limits = {
-            f"{part} {group}": None if limit is None else int(limit * share)
-            for part, limit in zip(("train", "valid"), limits, strict=True)
-            for group, share in enumerate(shares)
-        }
-        self.used = used or {}  # bytes; once a document did not fit, -1
-
-    def takes(self, part: str, document: Document) -> bool:
-        """Whether the next document is taken; from the first that does not fit on, none is."""
-        key = f"{part} {document.group}"
-        used, limit = self.used.get(key, 0), self.limits[key]
-        if used < 0:
-            return False
-        used += byte_length(document)
-        fits = limit is None or used <= limit
-        self.used[key] = used if fits else -1
-        return fits and bool(document.text)
-
-    def full(self) -> bool:
-        """Whether no document can be taken any more."""
-        return len(self.used) == len(self.limits) and all(used < 0 for used in self.used.values())
-
-
-def byte_length(document: Document) -> int:
-    """UTF-8 bytes of a document.
-
-    Raises:
-        ConfigError: half of a surrogate pair, which JSON can spell and UTF-8 cannot.
-    """
-    try:
-        return len(document.text) if document.text.isascii() else len(document.text.encode("utf-8"))
-    except UnicodeEncodeError as fault:
-        half = f"U+{ord(document.text[fault.start]):04X} at character {fault.start}"
-        raise ConfigError(f"{document.name} is no UTF-8: it has half a surrogate pair, {half}", "source") from None
 
 
 def blamed(read: Callable[[], Iterator[tuple[str, Document]]]) -> Iterator[tuple[str, Document]]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from zoo.core.part import ConfigError
 from zoo.data.cache import default_cache, entry
-from zoo.data.encode import Encoding, Limits, Room, blamed
+from zoo.data.encode import Encoding, blamed
+from zoo.data.room import Limits, Room
 from zoo.data.shards import Joined, Measured, TokenShards, spelt
 from zoo.data.slots import Document, Source, Tokenizer
 from zoo.data.windows import Group

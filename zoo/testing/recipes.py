@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError, Part
 from zoo.core.slots import Site
-from zoo.loop import build_optimizers
 from zoo.model import Model, ModelConfig
+from zoo.optim.build import build_optimizers
 from zoo.optim.slots import Average, Optimizer, Schedule
 from zoo.recipe import Recipe
 from zoo.resolve import all_parts

@@ -11,8 +11,8 @@ from zoo.core.params import Role, entries
 from zoo.core.part import ConfigError
 from zoo.core.tables import tabulate
 from zoo.cost import Cost, cost_of
-from zoo.loop import build_optimizers
 from zoo.model import Model
+from zoo.optim.build import build_optimizers
 from zoo.recipe import Recipe
 from zoo.resolve import blame
 from zoo.saved import Calls, saved_bytes
