@@ -201,7 +201,7 @@ def test_a_grid_trains_on_it_and_goes_on_where_it_was(tmp_path: Path, monkeypatc
 def test_a_recording_that_is_broken_off_leaves_the_process_in_order():
     """What waits for the GPU is refused ahead; where something is broken off all the same, torch's generator still works."""
     model = Model(TINY).cuda()
-    recorder = graphs._Cuda(torch.device("cuda"))
+    recorder = graphs.Cuda(torch.device("cuda"))
     with pytest.raises(RuntimeError):
         recorder.rehearse(lambda: float(model.embedding.weight.sum()))
     assert torch.cuda.get_sync_debug_mode() == 0

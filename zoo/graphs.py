@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,10 +24,7 @@ from zoo.model import Model
 
 WARM = 2  # calls one by one before a recording: libraries choose their kernels and compilers compile
 SHAPES = 4  # recordings at most: each keeps the memory of a micro-batch
-LOSS, NORM = (
-    1e-3,
-    2e-2,
-)  # how far a recording may be from the model, relative: in loss, and in the norm of all gradients
+LOSS, NORM = 1e-3, 2e-2  # how far a recording may be off, relative: in loss, and in the norm of all gradients
 
 
 class Given(NamedTuple):
@@ -49,9 +46,16 @@ class Said(NamedTuple):
 
 
 Compute = Callable[[Given], Said]  # adds to every parameter's .grad
-Record = Callable[
-    [Callable[[], Said]], tuple[Said, Callable[[], None]]
-]  # work -> what it fills, and how to do it again
+
+
+class Recorder(Protocol):
+    """What records: Cuda, or a stand-in."""
+
+    def rehearse(self, work: Callable[[], object]) -> None:
+        """Do the work once, to raise what would raise while it is recorded."""
+
+    def record(self, work: Callable[[], Said]) -> tuple[Said, Callable[[], None]]:
+        """What the work fills, and how to do it again."""
 
 
 class Recording:
@@ -90,7 +94,7 @@ class Graphs:
     Args:
         model: in training mode, on its device.
         compute: forward and backward of a micro-batch.
-        recorder: None: CUDA's own.
+        recorder: None: Cuda.
 
     Attributes:
         refused: why everything is computed call by call, if it is.
@@ -98,7 +102,7 @@ class Graphs:
 
     def __init__(self, model: Model, compute: Compute, recorder: Recorder | None = None) -> None:
         self.model, self.compute = model, compute
-        self.recorder: Recorder = _Cuda(model.embedding.weight.device) if recorder is None else recorder
+        self.recorder: Recorder = Cuda(model.embedding.weight.device) if recorder is None else recorder
         self.refused = ""
         self.forget()
 
@@ -168,7 +172,7 @@ def _compare(wanted: tuple[float, float], found: tuple[float, float]) -> None:
             raise ValueError(f"replayed, the {what} is {b:.6g}, not {a:.6g}")
 
 
-class _Cuda:
+class Cuda:
     """Records what is asked of a GPU. Recordings share their memory, since they are replayed one after the other."""
 
     def __init__(self, device: torch.device) -> None:
