@@ -20,6 +20,7 @@ from recipes import write
 from zoo import graphs
 from zoo.core.attend import attend
 from zoo.core.experts import Experts
+from zoo.core.grouped_mm import grouped_mm
 from zoo.core.slots import Layer
 from zoo.core.wires import SEGMENTS, Bus, noise_key
 from zoo.data.slots import Tokenizer
@@ -93,8 +94,24 @@ def test_compiled_layers_say_what_eager_ones_say(stream: torch.dtype, recompute:
     model.compile_stages()
     compiled = answers(model, tokens)
     torch._dynamo.reset()
-    bound = 1e-3 if stream == torch.float32 else 0.1
-    assert {k: far(compiled[k], eager[k]) for k in eager if not far(compiled[k], eager[k]) < bound} == {}
+    if stream == torch.float32:
+        assert {k: far(compiled[k], eager[k]) for k in eager if not far(compiled[k], eager[k]) < 1e-3} == {}
+    else:  # rounded elsewhere, a token may go to another expert, so that a gradient by itself says little
+        assert far(compiled["nll"], eager["nll"]) < 1e-2
+        assert compiled.keys() == eager.keys() and all(bool(t.isfinite().all()) for t in compiled.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_compilers_grouped_product_is_exact(dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(s, generator=generator) for s in ((37, 16), (4, 24, 16), (37, 24))]
+    ends, found = torch.tensor([9, 9, 20, 37], dtype=torch.int32), []
+    for device, kind in (("cpu", torch.float32), ("cuda", dtype)):
+        rows, weight, upstream = (t.to(device, kind) for t in given)
+        rows, weight = rows.mT.contiguous().mT.requires_grad_(), weight.requires_grad_()  # lying column by column
+        y = grouped_mm(rows, weight, ends.to(device))
+        found.append([y, *torch.autograd.grad(y, [rows, weight], upstream)])
+    assert max(far(b, a) for a, b in zip(*found, strict=True)) < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

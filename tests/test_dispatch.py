@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from mixtures import DIM, HIDDEN, E, build, randomise, run, stream
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import zoo.blocks  # noqa: F401  (the kinds register themselves)
 from zoo.core.experts import Experts, Plan, Way
+from zoo.core.grouped_mm import grouped_mm
 from zoo.core.wires import noise_key
 from zoo.model import Model, ModelConfig
 
@@ -42,6 +44,28 @@ def test_every_way_equals_the_loop_in_values_and_gradients(activation: str, bias
     for way in ("boxed", "dense") if dtype == torch.float64 else ("grouped", "boxed", "dense"):
         for mine, want in zip(through(experts, x, ids, way), expected, strict=True):
             assert (mine - want).abs().max() <= TOLERANCE[dtype] * want.abs().max(), way
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_compilers_grouped_product_is_torchs_whatever_lies_how(dtype: torch.dtype):
+    """Values and gradients, also of operands that lie column by column, as a compiler may put them."""
+    generator = torch.Generator().manual_seed(0)
+    rows, weight, upstream = (torch.randn(s, generator=generator).to(dtype) for s in ((37, 16), (4, 24, 16), (37, 24)))
+    ends = torch.tensor([9, 9, 20, 37], dtype=torch.int32)  # the second expert has no rows
+    found = []
+    for product, turned in ((torch_grouped, False), (grouped_mm, False), (grouped_mm, True)):
+        a, b, c = ((t.mT.contiguous().mT if turned else t) for t in (rows, weight, upstream))
+        a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
+        assert (a.stride(-1) == 1) is not turned
+        y = product(a, b, ends)
+        found.append([y, *torch.autograd.grad(y, [a, b], c)])
+    for mine in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(mine, found[0], strict=True))
+    torch.library.opcheck(grouped_mm, (rows.requires_grad_(), weight.requires_grad_(), ends))
+
+
+def torch_grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
 
 
 @pytest.mark.parametrize("way", ["grouped", "looped", "boxed", "dense"])
