@@ -140,7 +140,9 @@ def test_a_compiler_that_fails_while_scoring_costs_no_training(tmp_path: Path, m
     grid = plan(write(tmp_path), device="cpu", sets=["train.compile=layers", "model.n_layers=1"])
     text = text_of(grid.recipe, grid.folder)
     recipe = with_vocabulary(grid.recipe, text.tokenizer.vocab_size)
-    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):  # put back: the loop sets them
+    with torch._dynamo.config.patch(
+        recompile_limit=8, fail_on_recompile_limit_hit=False
+    ):  # put back: the loop sets them
         result = train(recipe, text, tmp_path, lambda progress: None)
     torch._dynamo.reset()
     assert result.status == "done" and result.bits_per_byte is not None and result.compiled is False
