@@ -13,6 +13,7 @@ import torch
 from test_resume import RICH, sets
 from test_train import loop_of
 
+from zoo.fallback import uncompiled
 from zoo.graphs import WARM, Graphs, Said
 from zoo.loop import Loop
 
@@ -151,4 +152,29 @@ def test_fewer_rows_are_recorded_anew(tmp_path: Path):
         loop._update()
         if step == 4:
             loop.split(2)
+            assert loop.graphs.kept == {}  # memory is what there is too little of
     assert recorder.recorded == 3  # four rows; two rows, first and further
+
+
+def test_without_the_compiler_nothing_is_replayed_that_was_compiled(tmp_path: Path):
+    loop = loop_of(tmp_path, "train.steps=12")
+    recorded(loop)
+    for _ in range(4):
+        loop._update()
+    assert loop.graphs.kept
+    uncompiled(loop, "no compiler")
+    assert loop.graphs.kept == {}
+
+
+def test_a_replay_takes_the_factor_on_the_loss_that_it_is_given(tmp_path: Path):
+    """Rows of whole documents have another one at every step."""
+    loop = loop_of(tmp_path, "train.steps=12")
+    recorded(loop)
+    for _ in range(4):
+        loop._update()
+    given, found = loop._given(5, 0), []
+    for scale in (1.0, 2.0):
+        loop.model.zero_grad(set_to_none=True)
+        said = loop.graphs(given._replace(scale=scale), True)
+        found.append([said.nll, *(p.grad.clone() for p in loop.model.parameters())])
+    assert all(torch.allclose(2 * a, b) for a, b in zip(*found, strict=True))
