@@ -248,8 +248,8 @@ def step_of(loss: Callable[[], Tensor], model: nn.Module) -> Call:
 def prove(mine: Model, other: nn.Module, tokens: Tensor, targets: Tensor, dtype: torch.dtype) -> str:
     """That both compute the same: the loss and the gradient of every parameter in fp32, in bfloat16 the loss alone.
 
-    Gradients are those of a few tokens: where a router's scores are nearly equal, rounding may turn them round on one side,
-    and of a hundred thousand choices some are that close. In bfloat16 of a hundred.
+    Gradients are those of a few tokens: where two of a router's scores are nearly equal, rounding may turn them round on one
+    side, and among very many tokens some are that close. In bfloat16 a few tokens are enough.
 
     Returns:
         how far they are apart, in words.

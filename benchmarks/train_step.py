@@ -108,11 +108,7 @@ def products(step: Call, device: str) -> float:
         event.key: event.self_device_time_total if cuda else event.self_cpu_time_total for event in found.key_averages()
     }
     if cuda:
-        counted = sum(
-            t
-            for key, t in own.items()
-            if any(word in key.lower() for word in ("gemm", "cutlass", "nvjet", "flash", "fmha", "sdpa"))
-        )
+        counted = sum(t for key, t in own.items() if any(word in key.lower() for word in KERNELS))
     else:
         counted = sum(t for key, t in own.items() if key.removeprefix("aten::").startswith(PRODUCTS))
     return counted / max(1e-9, sum(own.values()))
