@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,18 +42,20 @@ class Call(NamedTuple):
 
     def tensors(self) -> list[Tensor]:
         """The tensors that it returned."""
-        return list(tensors_in(self.result))
+        return tensors_in(self.result)
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """The tensors in nested tuples, lists and dictionaries, in order."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from tensors_in(tuple(value.values()))
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
+        return [value]
+    found: list[Tensor] = []
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ():
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, tuple | list | dict):
+            found += tensors_in(item)
+    return found
 
 
 class Watch:
@@ -194,7 +196,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        if isinstance(result, Tensor) or result is None or any(True for _ in tensors_in(result)):
+        if isinstance(result, Tensor) or result is None or tensors_in(result):
             self._note(Call(function, args, kwargs, result))
             return result
         if isinstance(result, FIXED):

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.generate.lines import Line, Product, side_by_side, wanted
+from zoo.generate.products import AS_IT_IS, ONCE, joined, parts
 from zoo.generate.record import Call, Growing, Watch, tensors_in
 from zoo.model import Model
 
 Stages = list[dict[str, Tensor]]
 Program = Callable[[int, Tensor, Stages], tuple[Tensor, Stages]]  # (tokens further, ids, remembered) -> logits, kept
+ARITHMETIC = {"add", "sub", "mul", "div"}
 LITERALS = (int, str, type(None))
 
 
@@ -25,32 +30,25 @@ class Step(NamedTuple):
     kept: Stages  # behind it
 
 
-class Line(NamedTuple):
-    """``names = said``."""
-
-    names: tuple[str, ...]
-    said: str
-    single: bool  # one tensor, not a tuple of them
-    uses: frozenset[str]
-    view: bool
-
-
 class Writer:
     """Writes the function. What depends on parameters alone, such as a cast of a weight, is taken from the recording.
 
     Args:
         model: whose parameters and buffers may occur in the function.
         watch: where a reason is left why the step cannot be repeated.
+        as_recorded: whether products and numbers are to be said as they were, and not in the fastest way.
     """
 
-    def __init__(self, model: Model, watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, model: Model, watch: Watch, as_recorded: bool = False) -> None:
+        self.watch, self.as_recorded = watch, as_recorded
         self.buffers = list(model.buffers())
         self.constants = {id(t): t for t in (*model.parameters(), *self.buffers)}
         self.values: dict[str, Any] = {}
         self.lines: list[Line] = []
         self.used: set[str] = set()  # names in the line that is being written
-        self.said: dict[str, list[str]] = {}  # what constants gave, by its source
+        self.said: dict[str, list[str]] = {}  # what constants gave, and views of rows, by its source
+        self.flat: dict[str, str] = {}  # of results that are views of products (R, F), the product
+        self.scalars: dict[tuple[str, torch.dtype], Tensor] = {}  # numbers as tensors
         self.roots: dict[int, Tensor] = {}  # what a view is a view of, by the view's id
         self.twins: dict[int, Tensor] = {}  # buffers that hold the same as an earlier one: layers share tables
         self.names: dict[int, str] = {}  # of the later step's tensors, by id
@@ -79,7 +77,8 @@ class Writer:
         self.used |= {self.names.get(id(t), "") for t in tensors_in(now.kept)}
         if self.watch.fault:
             return None
-        source = ["def step(further, ids, stages):", *_wanted(self.lines, self.used)]
+        lines = wanted(side_by_side(self.lines, self._value), self.used)
+        source = ["def step(further, ids, stages):", *map(str, lines)]
         source.append(f"return {self._text(was.logits, now.logits)}, [{', '.join(kept)}]")
         exec("\n    ".join(source), self.values)
         return self.values["step"]
@@ -91,8 +90,10 @@ class Writer:
         """One line, or none where nothing is left to do: a constant, a line again, a view that is its first argument again."""
         self.used = set()
         words = [self._text(a, b) for a, b in _pairs(was.args, now.args, self.watch)]
+        if _takes_a_scalar(now) and not self.as_recorded:
+            words[1] = self._scalar(now)
         words += [f"{name}={self._text(was.kwargs.get(name), value)}" for name, value in now.kwargs.items()]
-        results = list(tensors_in(now.result))
+        results = tensors_in(now.result)
         if len(results) > 1 and len(results) != len(now.result):
             self.watch.refuse("a call returns tensors among other things")
         fixed = self._from_constants(now, results)
@@ -100,35 +101,69 @@ class Writer:
             self.constants |= {id(t): t for t in results}
             self.earlier |= {id(a): f"constant {id(b)}" for a, b in zip(tensors_in(was.result), results, strict=True)}
             return
-        said, view = f"{self._value(now.function)}({', '.join(words)})", _is_view(now)
+        said, view, shows = f"{self._value(now.function)}({', '.join(words)})", _is_view(now), None
         names = [self.names.get(id(t)) or f"v{len(self.names)}_{i}" for i, t in enumerate(results)]
-        if fixed and said in self.said:
+        if now.function is F.linear and (product := self._product(was, now)):
+            said, view, shows = self._showing(product, now.result), True, tuple(now.result.shape)
+            self.flat[names[0]] = product
+        elif fixed and said in self.said:
             names, said = self.said[said], ""
         elif fixed:
             self.said[said] = names
         elif view and _is_its_argument(was) and _is_its_argument(now):
             names, said = [words[0]], ""
-        elif view:
-            said = self._at_once(was, now) or said
+        elif view and (root := self._at_once(was, now)):
+            said = self._showing(root, now.result)
+            shows = tuple(now.result.shape) if root in self.flat.values() else None
         for a, b, name in zip(tensors_in(was.result), results, names, strict=True):
             self._name(a, b, name)
         if said:
-            self.lines.append(Line(tuple(names), said, isinstance(now.result, Tensor), frozenset(self.used), view))
+            uses = frozenset(self.used)
+            self.lines.append(Line(tuple(names), said, isinstance(now.result, Tensor), uses, view, shows=shows))
 
     def _at_once(self, was: Call, now: Call) -> str:
-        """A view of a view that shows all of a tensor in its own order, as one view of that tensor; "" if it is none."""
+        """What a view of a view shows all of, in its own order, so that one view is enough; "" where there is no such thing."""
         for call in (was, now):
             self.roots[id(call.result)] = self.roots.get(id(call.args[0]), call.args[0])
         root, earlier = self.roots[id(now.result)], self.roots[id(was.result)]
         plain = all(_shows_all(t, r) for t, r in ((now.result, root), (was.result, earlier)))
         if not plain or was.result.shape != now.result.shape or id(root) not in self.names:
             return ""
-        self.used = set()
-        return f"{self._value(Tensor.view)}({self._tensor(earlier, root)}, {tuple(now.result.shape)})"
+        name = self._tensor(earlier, root)
+        return self.flat.get(name, name)
+
+    def _showing(self, name: str, result: Tensor) -> str:
+        """All of what a name stands for, in the shape of a result."""
+        self.used = {name}
+        return f"{self._value(Tensor.view)}({name}, {tuple(result.shape)})"
+
+    def _product(self, was: Call, now: Call) -> str:
+        """The name of a product (R, F) of rows and a constant weight, said in the fastest way; "": as it was recorded."""
+        if self.as_recorded or now.kwargs or any(b is not None for b in now.args[2:]):
+            return ""
+        x, weight = now.args[:2]
+        if id(weight) not in self.constants or not was.args[0].is_contiguous():
+            return ""
+        n = parts(x, weight)
+        if n == AS_IT_IS:
+            return ""
+        rows = x.view(-1, x.shape[-1])
+        product = Product(self._tensor(was.args[0], x), rows, weight, n)
+        said, alone = product.said(self._value), rows.shape[0] == 1
+        said = said if alone or n == ONCE else f"{self._value(joined)}({said})"
+        name = f"w{len(self.lines)}"
+        kept = product if alone and _storage(x) not in self.changed else None
+        self.lines.append(Line((name,), said, True, frozenset([product.x]), view=False, product=kept))
+        return name
+
+    def _scalar(self, call: Call) -> str:
+        """The number that a call is given, as a tensor: made once, where torch would make one in every call."""
+        key = repr(call.args[1]), call.args[0].dtype
+        return self._value(self.scalars.setdefault(key, call.args[0].new_tensor(call.args[1])))
 
     def _from_constants(self, call: Call, results: list[Tensor]) -> bool:
         """Whether parameters, and the number of tokens, decide the result alone, and nothing is written to it."""
-        given = list(tensors_in([call.args, call.kwargs]))
+        given = tensors_in([call.args, call.kwargs])
         if not given or any(id(t) not in self.constants or id(t) in self.names for t in given):
             return False
         return all(_storage(t) not in self.changed for t in results)
@@ -191,9 +226,9 @@ def _storage(t: Tensor) -> int:
 def _written(call: Call) -> list[Tensor]:
     """The tensors that a call writes to."""
     name = call.function.__name__
-    found = list(tensors_in(call.kwargs.get("out")))
+    found = tensors_in(call.kwargs.get("out"))
     in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
-    return found + (list(tensors_in(call.args[:1])) if in_place else [])
+    return found + (tensors_in(call.args[:1]) if in_place else [])
 
 
 def _is_view(call: Call) -> bool:
@@ -207,6 +242,15 @@ def _is_its_argument(call: Call) -> bool:
     """Whether a view shows all of what it was made of, in the same order."""
     facts = [(t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in (call.args[0], call.result)]
     return facts[0] == facts[1] and not _grows([call.args, call.kwargs])
+
+
+def _takes_a_scalar(call: Call) -> bool:
+    """Whether a call is arithmetic of a tensor and a plain number that a tensor of the same dtype can stand for."""
+    if call.function.__name__.removesuffix("_") not in ARITHMETIC or len(call.args) != 2 or call.kwargs:
+        return False
+    given, number = call.args
+    plain = type(number) in (int, float) and isinstance(given, Tensor) and given.ndim > 0
+    return plain and given.device.type == "cpu" and given.dtype in (torch.float32, torch.float64)
 
 
 def _shows_all(view: Tensor, root: Tensor) -> bool:
@@ -226,14 +270,3 @@ def _twins(buffers: Iterable[Tensor]) -> dict[int, Tensor]:
         else:
             found[id(t)] = twin
     return found
-
-
-def _wanted(lines: list[Line], used: set[str]) -> list[str]:
-    """The source of the lines, without views that nobody looks at."""
-    kept = []
-    for line in reversed(lines):
-        if not line.view or used & set(line.names):
-            used |= line.uses
-            left = ", ".join(line.names) + ("" if line.single else ",")
-            kept.append(f"{left} = {line.said}" if line.names else line.said)
-    return kept[::-1]
