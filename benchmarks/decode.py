@@ -33,7 +33,7 @@ def figures(settings: Settings) -> list[Figure]:
         found = ways(dim, layers, n, settings.device)
         agreed(found, n)
         contestants = {"ours": found["with the cache"], "theirs": found["transformers"]}
-        timings = alternate(contestants, settings.rounds(7), 1, settings.device)
+        timings = alternate(contestants, settings.rounds(15), 1, settings.device)
         mine, its = (tokens_per_second(n, timings.median(name)) for name in contestants)
         floor = read_once(dim, layers, settings.device) / timings.median("ours") * n
         remark = f"{spread(timings, 'theirs', 'ours')}; reading every weight once takes {floor:.0%} of our time"

@@ -111,6 +111,18 @@ def test_the_way_depends_on_device_dtype_and_widths():
         assert Experts(4, 16, 24, "silu", None).way(torch.zeros(3, 16), None) == "looped"
 
 
+def test_a_compiler_is_shown_no_way_that_depends_on_the_routing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+
+    def way(dtype: torch.dtype, dim: int = 16) -> Way:
+        return Experts(4, dim, 24, "silu", None).way(
+            torch.zeros(4, dim, dtype=dtype), Plan(torch.arange(4)[:, None], 4)
+        )
+
+    assert [way(torch.float32), way(torch.bfloat16)] == ["grouped", "grouped"]
+    assert [way(torch.float64), way(torch.float32, 18), way(torch.bfloat16, 18)] == ["dense"] * 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_twice_the_same_call_is_bit_identical(dtype: torch.dtype):
     block, x = (

@@ -150,7 +150,7 @@ class Experts(HasParameters, nn.Module):
         size, matrix = x.element_size(), self.up[0]
         fits = size <= 4 and all(width * size % 16 == 0 for width in matrix.shape) and has_grouped(x.device)
         if torch.compiler.is_compiling():
-            return "grouped" if fits and x.dtype == torch.bfloat16 else "dense"
+            return "grouped" if fits and (x.dtype == torch.bfloat16 or x.device.type == "cpu") else "dense"
         small = x.device.type == "cpu" and x.dtype == torch.bfloat16 and matrix.numel() <= BOXED_UP_TO
         if small and int(plan.counts.max()) * self.n_experts <= 2 * plan.order.numel():
             return "boxed"
