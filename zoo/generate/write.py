@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.generate.lines import Line, Product, side_by_side, wanted
+from zoo.generate.lines import Line, Product, showing, side_by_side, wanted
 from zoo.generate.products import AS_IT_IS, ONCE, joined, parts
 from zoo.generate.record import Call, Growing, Watch, tensors_in
 from zoo.model import Model
@@ -135,7 +135,7 @@ class Writer:
     def _showing(self, name: str, result: Tensor) -> str:
         """All of what a name stands for, in the shape of a result."""
         self.used = {name}
-        return f"{self._value(Tensor.view)}({name}, {tuple(result.shape)})"
+        return showing(name, tuple(result.shape), self._value)
 
     def _product(self, was: Call, now: Call) -> str:
         """The name of a product (R, F) of rows and a constant weight, said in the fastest way; "": as it was recorded."""
