@@ -165,6 +165,28 @@ def test_a_row_that_changes_between_two_products_is_multiplied_twice(monkeypatch
     assert not both.steps.refused and sources[0].count("mm(") == 4 + 1 + 2
 
 
+class Longer(Stem):
+    """A product of all rows so far, one more with every token. Source: none, it exists here alone."""
+
+    def __init__(self, cfg: Stem.Config, site: Site) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(site.dim, site.dim, generator=torch.Generator().manual_seed(3)))
+
+    def forward(self, x: Tensor, bus: Bus) -> Tensor:
+        return x + F.linear(bus.extend("x", x, dim=1), self.weight).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@torch.inference_mode()
+def test_rows_that_become_more_with_every_token_are_all_multiplied(rows, monkeypatch):
+    monkeypatch.setitem(Stem.kinds, "longer_here", Longer)
+    monkeypatch.setattr(Longer, "kind", "longer_here")
+    both = Compared(drawn(WIDE | {"stem": ["longer_here"]}, n_layers=1), rows)
+    for _ in range(8):
+        both.step(rows)
+    assert not both.steps.refused and both.asked == 3
+
+
 @pytest.mark.parametrize("number", [3, 0.7])
 @torch.inference_mode()
 def test_numbers_are_made_tensors_once(number, sources, monkeypatch):

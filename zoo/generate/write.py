@@ -142,7 +142,7 @@ class Writer:
         if self.as_recorded or now.kwargs or any(b is not None for b in now.args[2:]):
             return ""
         x, weight = now.args[:2]
-        if id(weight) not in self.constants or not was.args[0].is_contiguous():
+        if id(weight) not in self.constants or was.args[0].shape != x.shape or not was.args[0].is_contiguous():
             return ""
         n = parts(x, weight)
         if n == AS_IT_IS:
