@@ -18,7 +18,7 @@ from benchmarks.harness import (
     spread,
     tokens_per_second,
 )
-from zoo.generate.products import cut
+from zoo.generate.products import ONCE, cut, parts
 
 SIZES = ((256, 6), (512, 8))  # width, layers
 TOKENS = 128
@@ -46,12 +46,14 @@ def read_once(dim: int, layers: int, device: str) -> float:
     """Seconds for products of one row with matrices as large as the model's, and nothing else, asked for in the faster way."""
     shapes = [(dim, dim), (dim // 2, dim), (dim // 2, dim), (dim, dim), (3 * dim, dim), (3 * dim, dim), (dim, 3 * dim)]
     weights = [torch.randn(shape, device=device) for shape in shapes * layers]
-    rows = {width: torch.randn(1, width, device=device) for width in (dim, 3 * dim)}
-    ways = {n: [(rows[w.shape[1]].expand(n, 1, -1), cut(w, n)) for w in weights] for n in (1, torch.get_num_threads())}
+    operands = []
+    for weight in weights:
+        row = torch.randn(1, 1, weight.shape[1], device=device)
+        n = max(ONCE, parts(row, weight))
+        operands.append((row.expand(n, 1, -1), cut(weight, n).expand(n, -1, -1)))
 
-    def products(n: int) -> None:
-        for row, weight in ways[n]:
-            torch.mm(row[0], weight) if n == 1 else torch.bmm(row, weight)
+    def products() -> None:
+        for row, weight in operands:
+            torch.bmm(row, weight)
 
-    timings = alternate({str(n): lambda n=n: products(n) for n in ways}, 15, 3, device)
-    return min(map(timings.median, timings.seconds))
+    return alternate({"products": products}, 15, 3, device).median("products")

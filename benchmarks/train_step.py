@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import (
@@ -93,14 +92,13 @@ def _compiled(name: str, shape: Shape, settings: Settings) -> Figure:
     equal = prove(mine, other, tokens, targets, dtype)
     mine.compile_stages()
     whole = torch.compile(other)
+    cuda = device.startswith("cuda")
     makers = {
-        "ours": lambda: recorded(mine, tokens, targets) if device.startswith("cuda") else step_of(our, mine),
+        "ours": lambda: (
+            recorded(mine, tokens, targets) if cuda else step_of(lambda: our_loss(mine, tokens, targets), mine)
+        ),
         "theirs": lambda: step_of(lambda: their_loss(whole, tokens, targets, dtype), other),
     }
-
-    def our() -> Tensor:
-        return our_loss(mine, tokens, targets)
-
     steps, took = {}, {}
     for side, maker in makers.items():
         began = time.perf_counter()

@@ -46,7 +46,7 @@ class Writer:
         self.values: dict[str, Any] = {}
         self.lines: list[Line] = []
         self.used: set[str] = set()  # names in the line that is being written
-        self.said: dict[str, list[str]] = {}  # what constants gave, and views of rows, by its source
+        self.said: dict[str, list[str]] = {}  # what constants gave, by its source
         self.flat: dict[str, str] = {}  # of results that are views of products (R, F), the product
         self.scalars: dict[tuple[str, torch.dtype], Tensor] = {}  # numbers as tensors
         self.roots: dict[int, Tensor] = {}  # what a view is a view of, by the view's id
